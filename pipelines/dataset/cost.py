@@ -91,7 +91,8 @@ class _Works:
             train = round_of(generator, config.difficulty)
             works = [Work("rounds", config.rounds, lambda where: train(1 + int(config.rounds * where)), scale)]
         else:  # a round cannot be cut, so the passes of the teacher alone are measured
-            works = [Work("rounds", config.rounds, lambda _: self._answers(FEW), scale * passes / FEW)]
+            part = self._answers.images_in_part
+            works = [Work("rounds", config.rounds, lambda _: self._answers(part), scale * passes / part)]
         works.append(saving({"generator": plan.generator}, config, config.rounds))
         if plan.scores is not None:
             count, images = -(-config.rounds // plan.scores.settings.every), plan.scores.settings.images

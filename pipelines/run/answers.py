@@ -14,8 +14,8 @@ from synthkd.rng import stream
 from synthkd.taps import evaluating
 from synthkd.types import ImageSpec
 
-FEW, MANY = 4, 256
-"""Images of a measured pass: few of them tell whether a whole round or step, or a pass of many, fits a dry run."""
+FEW, SOME, MANY = 4, 32, 256
+"""Images of a measured pass: few of them tell whether a whole round or step, or a pass of more, fits a dry run."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,24 @@ class Answers:
     @functools.cached_property
     def per_image(self) -> float:
         """Seconds of the answer to an image, with the gradient to it if the job needs that."""
-        return 0.0 if self.logits is None else seconds_of(lambda _: self(FEW), 0.0) / FEW
+        return self._per_image(SOME) if self.images_in_part > FEW else self._of_few
+
+    @property
+    def images_in_part(self) -> int:
+        """Images of a pass, with the gradient to them, that stands for something which is too long as a whole."""
+        return SOME if self._of_few * SOME < LIMIT / 20 else FEW
 
     @property
     def images_of_pass(self) -> int:
         """Images of a measured pass of any network: a single image of many takes less time than one alone."""
         return MANY if self.per_image * MANY < LIMIT / 20 else FEW
+
+    @functools.cached_property
+    def _of_few(self) -> float:
+        return self._per_image(FEW)
+
+    def _per_image(self, count: int) -> float:
+        return 0.0 if self.logits is None else seconds_of(lambda _: self(count), 0.0) / count
 
     def fits(self, passes: int) -> bool:
         """Whether something fits a dry run that has the teacher answer so many images, and cannot be cut."""

@@ -30,7 +30,7 @@ MOST_CALLS = 16
 DECODED = 64
 """Images on disk that a measured call decodes."""
 ENOUGH = 0.25
-"""Seconds after which 3 or 7 calls beside the first are enough as well."""
+"""Seconds after which 3 or 7 calls beside the first are enough as well; each work may take as many."""
 
 
 Per = Literal["run", "teacher", "step", "baseline", "round", "round alone", "round beside"]
@@ -94,7 +94,8 @@ def place(call: int) -> float:
 def measured(works: Sequence[Work], limit: float = LIMIT) -> list[Timed]:
     """The works with the seconds of each; torch's random numbers stay as they were.
 
-    Each gets an equal share of the time that is left. A work that takes longer is done once.
+    Each gets an equal share of the time that is left, and a moment where long ones took it all: the first call of a
+    step takes longer than the others. A work that takes longer is done once.
 
     Args:
         works: in the order in which they can be done.
@@ -107,7 +108,7 @@ def measured(works: Sequence[Work], limit: float = LIMIT) -> list[Timed]:
     timed = []
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         for number, work in enumerate(works):
-            calls = _calls(work.once, max(0.0, left) / (len(works) - number))
+            calls = _calls(work.once, max(ENOUGH, left / (len(works) - number)))
             left -= sum(calls)
             seconds = work.scale * _mean(calls)
             timed.append(Timed(work.name, work.count, seconds, work.listed, work.per, work.every))

@@ -160,13 +160,14 @@ class _Works:
         # A round that is too long even so is told by the passes of the teacher alone.
         passes = images * (getattr(settings, "steps", 1) if config.needs_gradients else 1)
         too_long = not self._answers.fits(passes)
-        scale *= passes / FEW if too_long else 1.0
+        part = self._answers.images_in_part
+        scale *= passes / part if too_long else 1.0
         if isinstance(generated.rounds.generator, OwnRounds):
             scale /= self.accelerator.num_processes  # that make as many rounds in the time of one
 
         def once(beside: bool, where: float) -> None:
             if too_long:
-                self._answers(FEW)
+                self._answers(part)
                 return
             module = student.synchronise() if beside else None
             samples = generator.round(int(100 * where), DIFFICULTY, module)
