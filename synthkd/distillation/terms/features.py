@@ -209,7 +209,17 @@ def _layer(name: str, term: FeatureTerm, pair: Pair, target: Tensor, source: Ten
     if target.dim() != source.dim() or (target.dim() == 3 and target.shape[1] != source.shape[1]):
         raise ConfigError(f"distill: {name}: {shapes}; for such a pair take distill.transfer, kind adapter")
     # A 1x1 convolution maps the channels of each position alike and moves nothing.
-    return nn.Conv2d(ours, theirs, 1) if target.dim() == 4 else nn.Linear(ours, theirs)
+    layer = nn.Conv2d(ours, theirs, 1) if target.dim() == 4 else nn.Linear(ours, theirs)
+    return _as_identity(layer) if ours == theirs else layer
+
+
+def _as_identity(layer: nn.Conv2d | nn.Linear) -> nn.Module:
+    """The layer as the identity: a student that starts with its teacher's weights has features near the teacher's."""
+    assert layer.bias is not None
+    with torch.no_grad():
+        layer.bias.zero_()
+        layer.weight.copy_(torch.eye(len(layer.weight)).view_as(layer.weight))
+    return layer
 
 
 def _pairs(term: FeatureTerm, teacher: Classifier, student: Classifier) -> list[Pair]:
