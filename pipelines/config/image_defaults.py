@@ -30,6 +30,12 @@ NOISY_LABEL: Mapping[str, object] = {
 }
 """Defaults beside `noisy_label`: its images differ enough, so mixtures cost a point on CIFAR-10, and its rounds are
 longer."""
+HINTED: Section = {
+    **WITHOUT_REAL_IMAGES["distill"],
+    "hint": "auto",
+    "optimizer": {**section(WITHOUT_REAL_IMAGES["distill"], "optimizer"), "clip": 5.0},
+}
+"""Defaults where no generator is named for small images in colour. Large hints need clipped gradients at this rate."""
 SHIFTED_PART = 8
 """Of the shorter side, the part by which small images in colour are shifted where no generator is named. Most teachers
 of such images have learned from shifted and mirrored ones, so their statistics are of such images."""
@@ -70,9 +76,10 @@ def without_real_images(recipe: Section) -> Mapping[str, object]:
     if chosen:
         shift = min(_sides(teacher)) // SHIFTED_PART
         defaults["mix"] = {**section(NOISY_LABEL, "mix"), "flip": True, "shift": shift}
+        defaults["distill"] = HINTED
     if _adapts_temperature(recipe):
         defaults["distill"] = {
-            key: value for key, value in WITHOUT_REAL_IMAGES["distill"].items() if key != "temperature"
+            key: value for key, value in section(defaults, "distill").items() if key != "temperature"
         }
     return defaults
 

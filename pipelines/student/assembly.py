@@ -33,7 +33,7 @@ from synthkd.pipelines.run.images import fitted_dataset, fitted_splits, keep_dat
 from synthkd.pipelines.run.several import require_shareable
 from synthkd.pipelines.run.tested import training_data
 from synthkd.pipelines.scores.running import RunningScores, build_scores
-from synthkd.pipelines.student.chosen import with_generator
+from synthkd.pipelines.student.chosen import with_generator, with_hint
 from synthkd.pipelines.student.networks import (
     Subject,
     build_controllers,
@@ -68,7 +68,7 @@ class Assembly:
     """All parts of a distillation.
 
     Attributes:
-        config: of the run, with the generator that the teacher has chosen.
+        config: of the run, with the generator that the teacher has chosen, and the weight of hints.
         why: it chose that one, in words; empty if the configuration names it.
         subject: images and classes.
         contract: measured properties of the first teacher; None without a teacher, or of a black box.
@@ -129,7 +129,8 @@ def assemble(
     """Build all parts, check that they fit together, and try the loss terms on noise.
 
     Args:
-        config: the configuration; the first teacher chooses a generator of kind auto (`with_generator`).
+        config: the configuration; the first teacher chooses a generator of kind auto (`with_generator`), and
+            the networks whether there are hints (`with_hint`).
         teachers: the teacher and further ones; empty without a teacher. They are moved to the device and frozen.
         accelerator: device, precision, processes.
         directory: the run directory, for files of the parts; None for a dry run, which writes none.
@@ -149,6 +150,7 @@ def assemble(
     _require_one_order(subject, teachers)
     images = _fitted(config, images, subject)
     module = untrained_student(config, subject, student)
+    config = with_hint(config, teacher, module)
     start = start_of(config, module, teacher)
     wanted, total = config.distill.batch_size, phases.student_steps(config.phases)
     networks = build_networks(config, module, subject, teacher)

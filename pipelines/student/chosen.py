@@ -1,10 +1,18 @@
-"""The generator of a run: the one that suits the teacher if none is named, and what a budget's plan scales of it."""
+"""What a run chooses once its networks are there: the generator that suits the teacher, and whether hints are possible.
+
+A budget's plan scales a part of the generator.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from torch import nn
+
 from synthkd.distillation.phases import generator_rounds
+from synthkd.distillation.terms.features import Transfer
+from synthkd.errors import SynthkdError
 from synthkd.generators.method_settings import NoisyLabelSettings
 from synthkd.generators.settings import (
     ChosenByTeacher,
@@ -19,8 +27,12 @@ from synthkd.models.black_box import black_box_of
 from synthkd.pipelines.config import DistillConfig, GeneratedSet
 from synthkd.pipelines.config.image_defaults import COLOURS, LARGEST
 from synthkd.pipelines.run.budget import MOST
-from synthkd.settings import MixSettings, PhaseSettings
+from synthkd.settings import HintTerm, MixSettings, PhaseSettings
 from synthkd.taps import has_statistics
+
+HINT = 50.0
+"""Weight of the hints of `hint: auto`. On CIFAR-10 6, 15, 50 and 200 gave students of 72.7, 74.8, 75.7 and 74.8 % after
+five minutes, and 0 one of 66.3 %."""
 
 
 def with_generator(config: DistillConfig, teacher: Classifier | None) -> tuple[DistillConfig, str]:
@@ -50,6 +62,34 @@ def with_generator(config: DistillConfig, teacher: Classifier | None) -> tuple[D
     assert isinstance(transfer_set, tuple)
     sources = tuple(source if one is generated else one for one in transfer_set)
     return config.model_copy(update={"transfer_set": sources}), why
+
+
+def with_hint(config: DistillConfig, teacher: Classifier | None, student: nn.Module) -> DistillConfig:
+    """The configuration with a weight in place of `distill.hint: auto`.
+
+    It is 0 beside peers, which would need features too, and beside stored answers, which have none.
+
+    Args:
+        config: of a distillation.
+        teacher: the first teacher; None without one.
+        student: that learns.
+    """
+    if config.distill.hint != "auto":
+        return config
+    alone = config.online is None and config.logits != "stored"
+    weight = HINT if alone and _comparable(teacher, student) else 0.0
+    return config.model_copy(update={"distill": config.distill.model_copy(update={"hint": weight})})
+
+
+def _comparable(teacher: Classifier | None, student: nn.Module) -> bool:
+    if teacher is None or black_box_of(teacher) is not None or not isinstance(student, Classifier):
+        return False
+    try:
+        with torch.random.fork_rng(devices=[]):
+            Transfer([HintTerm(kind="hint")], teacher, student)
+    except SynthkdError:  # networks without a last layer that is found, or a CNN beside a transformer
+        return False
+    return True
 
 
 def _in_plan(

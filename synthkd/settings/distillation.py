@@ -38,8 +38,9 @@ class DistillSettings(Settings):
     has no effect."""
     logit_match: Weight = 0.0
     """Weight of the mean absolute difference of centred logits, in standard deviations of the teacher's."""
-    hint: Weight = 0.0
-    """Weight of the feature hints: layers that are only used in training map the student's stages to the teacher's."""
+    hint: Weight | Literal["auto"] = 0.0
+    """Weight of the feature hints: layers that are only used in training map the student's stages to the teacher's.
+    auto: 50 where both networks show features that can be compared, else 0."""
     semantic: Weight = 0.0
     """Weight of the semantic consistency: cosines between the images of a batch, in the penultimate features of teacher
     and student."""
@@ -59,7 +60,7 @@ class DistillSettings(Settings):
         terms = [term for term in self.transfer if isinstance(term, FeatureTerm)]
         if self.semantic != 0.0:
             terms.insert(0, RelationTerm(kind="semantic", weight=self.semantic))
-        if self.hint != 0.0:
+        if self.hint != 0.0 and self.hint != "auto":
             terms.insert(0, HintTerm(kind="hint", weight=self.hint))
         return tuple(terms)
 

@@ -26,7 +26,7 @@ from synthkd.models.black_box import ANSWERS, black_box_model
 from synthkd.pipelines import audit, distill
 from synthkd.pipelines.config import AuditConfig, DistillConfig
 from synthkd.pipelines.run.result import Plan, Result
-from synthkd.pipelines.student.chosen import with_generator
+from synthkd.pipelines.student.chosen import HINT, with_generator, with_hint
 from synthkd.settings import ZooModel
 from synthkd.settings.load import load_config
 from synthkd.training.monitor import read_rows
@@ -378,6 +378,32 @@ def test_the_generator_that_the_teacher_chooses_varies_images_as_the_run_does() 
     assert chosen is not None
     assert isinstance(chosen.generator, NoisyLabelSettings)
     assert (chosen.generator.shift, chosen.generator.flip) == (2, True)
+
+
+def test_hints_are_chosen_where_both_networks_show_features_that_can_be_compared() -> None:
+    spec = ImageSpec(3, 8, 8, 4)
+    teacher = Classifier(network(BATCH_NORM, 3), spec)
+    recipe = {"teacher": {"kind": "load", "model": "x", "size": 8}, "student": {"arch": "convnet"}}
+
+    def weight(student: torch.nn.Module, teacher: Classifier | None = teacher, **changes: Any) -> object:
+        state = torch.random.get_rng_state()
+        found = with_hint(load_config(DistillConfig, recipe | changes, []), teacher, student).distill.hint
+        assert torch.equal(torch.random.get_rng_state(), state)
+        return found
+
+    convnet = build(ZooModel(arch="convnet", width=4), spec)
+    assert weight(convnet) == HINT
+    assert weight(convnet, distill={"hint": 2.0}) == 2.0
+    assert weight(convnet, None) == weight(torch.nn.Identity()) == 0.0
+    assert weight(convnet, online={"peers": [{"model": {"arch": "mlp"}}]}) == 0.0
+    assert weight(convnet, mix={"logits": "stored"}) == 0.0
+    headless = Classifier(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8), torch.nn.BatchNorm2d(4), Flat()), spec)
+    assert weight(convnet, headless) == 0.0, "without a last layer that is found"
+
+
+class Flat(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)
 
 
 def test_a_black_box_gets_drawn_images() -> None:

@@ -428,6 +428,20 @@ def test_small_images_in_colour_are_shifted_and_mirrored_where_no_generator_is_n
     assert mix(teacher={"size": 65}) == mix(teacher={"channels": 1}) == (0, False)
 
 
+def test_students_of_small_images_in_colour_have_hints_and_clipped_gradients_where_no_generator_is_named() -> None:
+    def terms(transfer_set: Any = None, **changes: Any) -> tuple[object, float | None]:
+        teacher = {"kind": "load", "model": "a:b", "size": 32, **changes.pop("teacher", {})}
+        found = load(transfer_set or {}, teacher=teacher, **changes).distill
+        assert found.optimizer.lr == 0.3
+        return found.hint, found.optimizer.clip
+
+    assert terms() == terms([{"kind": "generated"}, {"kind": "pictures", "share": 0.3}]) == ("auto", 5.0)
+    assert terms(distill={"hint": 0.0}) == (0.0, 5.0), "what is written stays"
+    assert terms(distill={"adapt": {"temperature": {"start": 4.0}}}) == ("auto", 5.0)
+    grey, large, named = {"channels": 1}, {"size": 65}, {"generator": {"kind": "noisy_label"}}
+    assert terms(teacher=grey) == terms(teacher=large) == terms(named) == (0.0, None)
+
+
 def test_an_index_changes_the_phases_that_the_recipe_has_by_default() -> None:
     generator = {"transfer_set": {"generator": {"kind": "noisy_label"}}}
     config = load_config(DistillConfig, {**MINIMAL, **generator}, ["phases.1.steps=9", "phases.0.rounds=3"])

@@ -47,6 +47,17 @@ def test_hint_is_zero_for_equals_and_one_for_the_mean() -> None:
     assert float(hint(5 * target, 5 * (target + 1))) == pytest.approx(float(hint(target, target + 1)), rel=1e-5)
 
 
+def test_layers_of_hints_begin_as_the_identity_where_widths_agree() -> None:
+    teacher = model("convnet", 8)
+    same, narrower = (
+        transfer(teacher, teacher, {"kind": "hint"}),
+        transfer(teacher, model("convnet", 4), {"kind": "hint"}),
+    )
+    assert float(losses(same, teacher, teacher)["hint"].detach()) == 0.0
+    assert float(losses(narrower, teacher, model("convnet", 4))["hint"].detach()) > 0.1
+    assert all(layer.weight.requires_grad for layer in same.layers["hint"])
+
+
 def test_last_stages_belong_together() -> None:
     made = transfer(model("convnet", 8), model("lenet5", 3), {"kind": "hint"}, {"kind": "attention"})
     maps = (Pair("body.stage2", "body.stage1"), Pair("body.stage3", "body.stage2"))
