@@ -39,8 +39,12 @@ def value_at(schedule: Schedule, step: int, total: int) -> float:
 
 def ever(schedule: Schedule) -> bool:
     """Whether a scheduled setting is other than 0 at any step."""
-    ends = (schedule.start, schedule.end) if isinstance(schedule, Curve) else (schedule,)
-    return any(end != 0.0 for end in ends)
+    return peak(schedule) != 0.0
+
+
+def peak(schedule: Schedule) -> float:
+    """The largest absolute value of a scheduled setting; at one end of a curve."""
+    return max(abs(schedule.start), abs(schedule.end)) if isinstance(schedule, Curve) else abs(schedule)
 
 
 REWARMING = 0.05

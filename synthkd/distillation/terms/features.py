@@ -24,6 +24,7 @@ from synthkd.losses.relations import (
 from synthkd.models.classifier import Classifier
 from synthkd.models.layout import blank_features, head, stages
 from synthkd.rng import stream
+from synthkd.schedules import peak
 from synthkd.settings import (
     AdapterTerm,
     AlignmentTerm,
@@ -210,16 +211,21 @@ def _layer(name: str, term: FeatureTerm, pair: Pair, target: Tensor, source: Ten
         raise ConfigError(f"distill: {name}: {shapes}; for such a pair take distill.transfer, kind adapter")
     # A 1x1 convolution maps the channels of each position alike and moves nothing.
     layer = nn.Conv2d(ours, theirs, 1) if target.dim() == 4 else nn.Linear(ours, theirs)
-    return _as_identity(layer) if ours == theirs else layer
+    if ours == theirs:
+        _make_identity(layer)
+    # The layer learns as with weight 1, since a regression has a largest learning rate, which no larger weight allows.
+    factor = 1.0 / max(1.0, peak(term.weight))
+    for parameter in layer.parameters():
+        parameter.register_hook(lambda gradient: factor * gradient)
+    return layer
 
 
-def _as_identity(layer: nn.Conv2d | nn.Linear) -> nn.Module:
-    """The layer as the identity: a student that starts with its teacher's weights has features near the teacher's."""
+def _make_identity(layer: nn.Conv2d | nn.Linear) -> None:
+    """A student that starts with its teacher's weights has features near the teacher's."""
     assert layer.bias is not None
     with torch.no_grad():
         layer.bias.zero_()
         layer.weight.copy_(torch.eye(len(layer.weight)).view_as(layer.weight))
-    return layer
 
 
 def _pairs(term: FeatureTerm, teacher: Classifier, student: Classifier) -> list[Pair]:
