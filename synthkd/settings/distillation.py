@@ -40,7 +40,7 @@ class DistillSettings(Settings):
     """Weight of the mean absolute difference of centred logits, in standard deviations of the teacher's."""
     hint: Weight | Literal["auto"] = 0.0
     """Weight of the feature hints: layers that are only used in training map the student's stages to the teacher's.
-    auto: 50 where both networks show features that can be compared, else 0."""
+    auto: a curve from 50 to 0 where both networks show features that can be compared, else 0."""
     semantic: Weight = 0.0
     """Weight of the semantic consistency: cosines between the images of a batch, in the penultimate features of teacher
     and student."""
