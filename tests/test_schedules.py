@@ -8,13 +8,19 @@ import pytest
 from pydantic import ValidationError
 
 from synthkd.errors import TrainingError
-from synthkd.schedules import DifficultyScheduler, TemperatureScheduler, learning_rate_factor, value_at
+from synthkd.schedules import DifficultyScheduler, TemperatureScheduler, learning_rate_factor, peak, value_at
 from synthkd.settings import Curve, DifficultySettings, OptimizerSettings, TemperatureSettings
 from synthkd.types import Stateful
 
 
 def test_a_number_is_constant() -> None:
     assert [value_at(0.5, step, 10) for step in (0, 5, 9)] == [0.5] * 3
+
+
+def test_the_peak_is_the_value_farthest_from_0() -> None:
+    assert peak(0.0) == 0.0
+    assert peak(-3) == 3.0
+    assert peak(Curve(kind="linear", start=-4.0, end=2.0)) == peak(Curve(kind="step", start=1.0, end=4.0)) == 4.0
 
 
 def test_linear_reaches_both_ends() -> None:

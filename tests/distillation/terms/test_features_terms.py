@@ -58,6 +58,22 @@ def test_layers_of_hints_begin_as_the_identity_where_widths_agree() -> None:
     assert all(layer.weight.requires_grad for layer in same.layers["hint"])
 
 
+@pytest.mark.parametrize("weight", [50.0, {"kind": "cosine", "start": 50.0, "end": 0.0}])
+def test_layers_of_hints_learn_as_with_weight_1(weight: Any) -> None:
+    teacher, student = model("convnet", 8), model("convnet", 4)
+    gradients = []
+    for one in (1.0, weight):
+        torch.manual_seed(0)
+        made = transfer(teacher, student, {"kind": "hint", "weight": one})
+        student.zero_grad()
+        (losses(made, teacher, student)["hint"] * (1.0 if one == 1.0 else 50.0)).backward()
+        theirs = [value.grad for value in student.parameters() if value.grad is not None]
+        gradients.append(([value.grad for value in made.parameters()], [value.clone() for value in theirs]))
+    (layers, ours), (of_weight, of_student) = gradients
+    torch.testing.assert_close(of_weight, layers, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(of_student, [50.0 * value for value in ours], rtol=1e-3, atol=1e-4)
+
+
 def test_last_stages_belong_together() -> None:
     made = transfer(model("convnet", 8), model("lenet5", 3), {"kind": "hint"}, {"kind": "attention"})
     maps = (Pair("body.stage2", "body.stage1"), Pair("body.stage3", "body.stage2"))
