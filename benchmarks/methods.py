@@ -52,7 +52,7 @@ OURS: Mapping[str, Row] = {
     "ours": {"inherit": True},
     "ours, fresh start": {},
     "ours, bf16": BF16,
-    "ours, bf16, labelled once": {**BF16, "mix": {"logits": "stored"}},
+    "ours, bf16, labelled once": {**BF16, "mix": {"logits": "stored"}, "distill": {"hint": 0}},
     "ours, bf16, pool by priority": {**BF16, "transfer_set": {"bank": {"capacity": 5000, "policy": "prioritized"}}},
     "ours, bf16, crops": {**BF16, "mix": {"crop": 0.5}},
 }

@@ -129,8 +129,7 @@ def assemble(
     """Build all parts, check that they fit together, and try the loss terms on noise.
 
     Args:
-        config: the configuration; the first teacher chooses a generator of kind auto (`with_generator`), and
-            the networks whether there are hints (`with_hint`).
+        config: the configuration; the networks choose what it leaves open (`with_generator`, `with_hint`).
         teachers: the teacher and further ones; empty without a teacher. They are moved to the device and frozen.
         accelerator: device, precision, processes.
         directory: the run directory, for files of the parts; None for a dry run, which writes none.
