@@ -186,10 +186,9 @@ def assemble(
     prioritized = next((one for one in transfer_set.banks if one.settings.policy == "prioritized"), None)
     step = DistillStep(students, transfer_set.dataset, accelerator, prioritized, lambda: controllers.teaching)
     # A term that fails should fail now, not hours later when its weight is first above 0.
-    count = min(REHEARSED, batch.images)
-    step.rehearse(noise_dataset(config, subject.spec, team, accelerator.device, count).batch(0))
-    contract = contracts[0] if contracts else None
+    step.rehearse(noise_dataset(config, subject.spec, team, accelerator.device, min(REHEARSED, batch.images)).batch(0))
     scores = _scores(config, images, teacher, accelerator, batch)
+    contract = contracts[0] if contracts else None
     parts = contract, team, students, transfer_set, step, evaluation, start, scores, batch, warnings, trial, student
     return Assembly(config, why, subject, *parts)
 
