@@ -48,10 +48,14 @@ from synthkd.settings.load import load_config
 RUNS = common.RUNS / "methods"
 CONFIGS = common.ROOT / "configs"
 BF16: Row = {"inherit": True, "precision": "bf16"}
+NO_HINTS: Row = {"distill": {"hint": 0.0, "optimizer": {"clip": None}}}
 OURS: Mapping[str, Row] = {
     "ours": {"inherit": True},
     "ours, fresh start": {},
     "ours, bf16": BF16,
+    "ours, no hints": {"inherit": True, **NO_HINTS},
+    "ours, fresh start, no hints": NO_HINTS,
+    "ours, bf16, no hints": {**BF16, **NO_HINTS},
     "ours, bf16, labelled once": {**BF16, "mix": {"logits": "stored"}, "distill": {"hint": 0}},
     "ours, bf16, pool by priority": {**BF16, "transfer_set": {"bank": {"capacity": 5000, "policy": "prioritized"}}},
     "ours, bf16, crops": {**BF16, "mix": {"crop": 0.5}},
