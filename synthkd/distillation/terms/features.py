@@ -32,6 +32,7 @@ from synthkd.settings import (
     FeatureTerm,
     HintTerm,
     RelationTerm,
+    Schedule,
     by_name,
 )
 from synthkd.taps import INPUT
@@ -212,20 +213,22 @@ def _layer(name: str, term: FeatureTerm, pair: Pair, target: Tensor, source: Ten
     # A 1x1 convolution maps the channels of each position alike and moves nothing.
     layer = nn.Conv2d(ours, theirs, 1) if target.dim() == 4 else nn.Linear(ours, theirs)
     if ours == theirs:
-        _make_identity(layer)
-    # The layer learns as with weight 1, since a regression has a largest learning rate, which no larger weight allows.
-    factor = 1.0 / max(1.0, peak(term.weight))
-    for parameter in layer.parameters():
-        parameter.register_hook(lambda gradient: factor * gradient)
+        _begin_as_identity(layer, term.weight)
     return layer
 
 
-def _make_identity(layer: nn.Conv2d | nn.Linear) -> None:
-    """A student that starts with its teacher's weights has features near the teacher's."""
+def _begin_as_identity(layer: nn.Conv2d | nn.Linear, weight: Schedule) -> None:
+    """A student that starts with its teacher's weights has features near the teacher's.
+
+    Such a layer has little to learn, so the weight of the term, at its peak, moves it like weight 1.
+    """
     assert layer.bias is not None
     with torch.no_grad():
         layer.bias.zero_()
         layer.weight.copy_(torch.eye(len(layer.weight)).view_as(layer.weight))
+    factor = 1.0 / max(1.0, peak(weight))
+    for parameter in layer.parameters():
+        parameter.register_hook(lambda gradient: factor * gradient)
 
 
 def _pairs(term: FeatureTerm, teacher: Classifier, student: Classifier) -> list[Pair]:
