@@ -69,10 +69,34 @@ def graph_of_layers(graph: fx.Graph, held: Mapping[str, object]) -> fx.GraphModu
         layer = _layer(node, _arguments(node), held) if node.op == "call_function" else None
         if layer is not None:
             _replace(graph, node, _place(root, layer, node.name), layer.images)
+    _show_ends(root, graph)
     whole = fx.GraphModule(root, graph)
     whole.graph.eliminate_dead_code()
     # Once more, without what nothing uses any longer.
     return fx.GraphModule(whole, whole.graph).eval()
+
+
+def _show_ends(root: nn.Module, graph: fx.Graph) -> None:
+    """Put an identity after each operator whose map is pooled, or goes into one of another size.
+
+    Features are tapped at modules, and what ends a stage is often an operator: the addition of a residual block.
+    """
+    for node in list(graph.nodes):
+        size = _size(node)
+        ends = size not in (None, ("1", "1")) and any(_size(user) != size for user in node.users)
+        if node.op != "call_function" or not ends:
+            continue
+        path = f"end_of_{node.name}"
+        root.add_module(path, nn.Identity())
+        with graph.inserting_after(node):
+            end = graph.create_node("call_module", path, (node,))  # call_module looks for it in the graph's own module
+        end.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(end, delete_user_cb=lambda user, end=end: user is not end)
+
+
+def _size(node: fx.Node) -> tuple[str, ...] | None:
+    """Height and width of a node's map `[N, C, H, W]`, which may be symbols; None if it is no map."""
+    return tuple(map(str, node.meta["val"].shape[2:])) if _dimensions(node) == 4 else None
 
 
 def _put(root: nn.Module, path: str, value: object) -> None:

@@ -18,7 +18,7 @@ from synthkd.errors import ConfigError, ModelError
 from synthkd.imports import allowing
 from synthkd.models import Classifier, build_model, fold_batch_norm, head, inherit, load_model, probe, stages
 from synthkd.models.programs import Script, opened
-from synthkd.settings import LoadedModel
+from synthkd.settings import LoadedModel, ZooModel
 from synthkd.taps import has_statistics, observe
 from synthkd.types import ImageSpec
 
@@ -135,6 +135,18 @@ def test_everything_that_is_done_to_teachers_works_on_programs(form: str, tmp_pa
     student = Net()
     assert inherit(student, loaded.body).parameters == sum(p.numel() for p in student.parameters())
     assert torch.equal(student.fc.weight, network.fc.weight)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_stages_of_a_program_end_after_the_additions_of_residual_blocks(form: str, tmp_path: Path) -> None:
+    own = build_model(ZooModel(arch="resnet", depth=8, width=4), SPEC)
+    trained(own.body)
+    FORMS[form](own.body, tmp_path / "net.pt")
+    loaded = teacher(tmp_path / "net.pt")
+    found, expected = (observe(model, IMAGES, stages(model)).features for model in (loaded, own))
+    assert len(found) == len(expected) == 3
+    for ours, theirs in zip(found.values(), expected.values(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 def test_a_program_that_cannot_be_seen_through_runs_as_it_is(tmp_path: Path) -> None:
