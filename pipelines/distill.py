@@ -252,8 +252,8 @@ def _train(job: Job, assembly: Assembly, test: RealData | None, allowance: Allow
 
 
 def _notes_of(assembly: Assembly) -> list[str]:
-    """What the log tells once: which generator the teacher chose, and what a black box was asked before the start."""
-    notes = [f"generator: {assembly.why}"] if assembly.why else []
+    """What the log tells once: what the networks chose, and what a black box was asked before the start."""
+    notes = [*assembly.chosen]
     black_box = assembly.black_box
     if black_box is not None:
         notes.append(f"{black_box.words}; asked {black_box.used:,} images before the first step")

@@ -67,8 +67,8 @@ class _Works:
         settings = self.plan.request.generator
         own = isinstance(settings, PythonGenerator)  # it does not tell what it takes
         gradients = not own and "gradients" in access_of(trained_as(self.plan.request))
-        model = self._frozen.model
-        return Answers(self._frozen.logits, model, model.spec, self.accelerator.device, gradients)
+        model, largest = self._frozen.model, getattr(settings, "batch_size", FEW)
+        return Answers(self._frozen.logits, model, model.spec, self.accelerator.device, gradients, largest)
 
     @functools.cached_property
     def _made(self) -> list[Part]:

@@ -105,10 +105,11 @@ def measured(works: Sequence[Work], limit: float = LIMIT) -> list[Timed]:
         SynthkdError: what the works raise.
     """
     left, works = limit, [work for work in works if work.count]
+    moment = min(ENOUGH, limit / max(1, len(works)))
     timed = []
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         for number, work in enumerate(works):
-            calls = _calls(work.once, max(ENOUGH, left / (len(works) - number)))
+            calls = _calls(work.once, max(moment, left / (len(works) - number)))
             left -= sum(calls)
             seconds = work.scale * _mean(calls)
             timed.append(Timed(work.name, work.count, seconds, work.listed, work.per, work.every))

@@ -68,8 +68,8 @@ class Assembly:
     """All parts of a distillation.
 
     Attributes:
-        config: of the run, with the generator that the teacher has chosen, and the weight of hints.
-        why: it chose that one, in words; empty if the configuration names it.
+        config: of the run, with the generator and the weight of hints that the networks have chosen.
+        chosen: why the networks chose the generator, or no hints, a line each.
         subject: images and classes.
         contract: measured properties of the first teacher; None without a teacher, or of a black box.
         team: all teachers, which label images; None without a teacher.
@@ -86,7 +86,7 @@ class Assembly:
     """
 
     config: DistillConfig
-    why: str
+    chosen: tuple[str, ...]
     subject: Subject
     contract: TeacherContract | None
     team: TeacherTeam | None
@@ -138,7 +138,7 @@ def assemble(
     Raises:
         SynthkdError: see the classes in `synthkd.errors`.
     """
-    config, why = with_generator(config, teachers[0] if teachers else None)
+    config, why_this_generator = with_generator(config, teachers[0] if teachers else None)
     facts = None if config.generated is None else facts_of(config.generated.named)
     contracts = _probed(config, teachers, config.needs_gradients or (facts is not None and facts.moves_samples))
     warnings = teacher_warnings(config.every_teacher, teachers, contracts, config.distill.batch_size)
@@ -149,7 +149,7 @@ def assemble(
     _require_one_order(subject, teachers)
     images = _fitted(config, images, subject)
     module = untrained_student(config, subject, student)
-    config = with_hint(config, teacher, module)
+    config, why_no_hints = with_hint(config, teacher, module)
     start = start_of(config, module, teacher)
     wanted, total = config.distill.batch_size, phases.student_steps(config.phases)
     networks = build_networks(config, module, subject, teacher)
@@ -190,7 +190,7 @@ def assemble(
     scores = _scores(config, images, teacher, accelerator, batch)
     contract = contracts[0] if contracts else None
     parts = contract, team, students, transfer_set, step, evaluation, start, scores, batch, warnings, trial, student
-    return Assembly(config, why, subject, *parts)
+    return Assembly(config, why_this_generator + why_no_hints, subject, *parts)
 
 
 def _generator(

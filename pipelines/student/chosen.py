@@ -35,8 +35,8 @@ HINT = Curve(kind="cosine", start=50.0, end=0.0)
 CIFAR-10 a weight that stays is worth nine points after five minutes, and one or none after twenty."""
 
 
-def with_generator(config: DistillConfig, teacher: Classifier | None) -> tuple[DistillConfig, str]:
-    """The configuration with the generator that suits the teacher in place of kind auto, and why, in words.
+def with_generator(config: DistillConfig, teacher: Classifier | None) -> tuple[DistillConfig, tuple[str, ...]]:
+    """The configuration with the generator that suits the teacher in place of kind auto, and a line that says why.
 
     If the phases are those of a budget's plan, the `horizon` of a generator is scaled as its rounds were.
 
@@ -45,14 +45,16 @@ def with_generator(config: DistillConfig, teacher: Classifier | None) -> tuple[D
         teacher: the first teacher, trained or not; None without one.
 
     Returns:
-        The configuration itself and no words where it names its generator, or generates nothing.
+        The configuration itself and no line where it names its generator, or generates nothing.
     """
     generated = config.generated
     if teacher is None or generated is None:
-        return config, ""
-    generator, why = generated.generator, ""
+        return config, ()
+    why: tuple[str, ...] = ()
+    generator = generated.generator
     if isinstance(generator, ChosenByTeacher):
-        generator, why = _suiting(teacher, config.mix)
+        generator, words = _suiting(teacher, config.mix)
+        why = (f"generator: {words}",)
     elif isinstance(generator, DiffusionSettings) and config.planned is not None:
         generator = _in_plan(generator, config.phases, config.planned.phases)
     source = generated.model_copy(update={"generator": generator})
@@ -64,10 +66,12 @@ def with_generator(config: DistillConfig, teacher: Classifier | None) -> tuple[D
     return config.model_copy(update={"transfer_set": sources}), why
 
 
-def with_hint(config: DistillConfig, teacher: Classifier | None, student: nn.Module) -> DistillConfig:
-    """The configuration with a weight in place of `distill.hint: auto`.
+def with_hint(
+    config: DistillConfig, teacher: Classifier | None, student: nn.Module
+) -> tuple[DistillConfig, tuple[str, ...]]:
+    """The configuration with a weight in place of `distill.hint: auto`, and a line that says why it is 0, if it is.
 
-    It is 0 beside peers, which would need features too, and beside stored answers, which have none.
+    It is 0 where features cannot be compared, or the configuration has other terms that compare them.
 
     Args:
         config: of a distillation.
@@ -75,21 +79,37 @@ def with_hint(config: DistillConfig, teacher: Classifier | None, student: nn.Mod
         student: that learns.
     """
     if config.distill.hint != "auto":
-        return config
-    alone = config.online is None and config.logits != "stored"
-    weight: Schedule = HINT if alone and _comparable(teacher, student) else 0.0
-    return config.model_copy(update={"distill": config.distill.model_copy(update={"hint": weight})})
+        return config, ()
+    against = _against_hints(config) or _not_comparable(teacher, student)
+    weight: Schedule = 0.0 if against else HINT
+    changed = config.model_copy(update={"distill": config.distill.model_copy(update={"hint": weight})})
+    return changed, ((f"hints: none, since {against}",) if against else ())
 
 
-def _comparable(teacher: Classifier | None, student: nn.Module) -> bool:
-    if teacher is None or black_box_of(teacher) is not None or not isinstance(student, Classifier):
-        return False
+def _against_hints(config: DistillConfig) -> str:
+    """Why hints do not belong to a configuration; empty if they do."""
+    if config.online is not None:
+        return "networks that learn together would have to show features too"
+    if config.teachers:
+        return "features are those of the first teacher alone"
+    if config.logits == "stored":
+        return "stored answers have no features"
+    compared = ", ".join(dict.fromkeys(term.kind for term in config.distill.features))
+    return f"{compared} compares features" if compared else ""
+
+
+def _not_comparable(teacher: Classifier | None, student: nn.Module) -> str:
+    """Why hints cannot compare these networks; empty if they can."""
+    if teacher is None or black_box_of(teacher) is not None:
+        return "no teacher shows features"
+    if not isinstance(student, Classifier):
+        return "a student that changes its width shows no features"
     try:
         with torch.random.fork_rng(devices=[]):
             Transfer([HintTerm(kind="hint")], teacher, student)
-    except SynthkdError:  # networks without a last layer that is found, or a CNN beside a transformer
-        return False
-    return True
+    except SynthkdError as error:  # networks without a last layer that is found, or a CNN beside a transformer
+        return str(error)
+    return ""
 
 
 def _in_plan(

@@ -42,7 +42,7 @@ def plan(assembly: Assembly, test: RealData | None, used: int = 0) -> tuple[str,
         if config.black_box is not None and batch is not None:
             which = "the queries that are left" if used else "the queries"
             images += f"; {which} cover {(config.black_box.queries - used) // batch:,}"
-        lines = [*([f"  generator: {assembly.why}"] if assembly.why else []), f"  generator rounds: {rounds:,}{images}"]
+        lines = [f"  generator rounds: {rounds:,}{images}"]
         state_bytes += generator_bytes(generated.generator)
     peers = [f"{parameters(finished(peer)):,} parameters" for peer in assembly.students[1:]]
     new = phases.rounds_within(every_phase, config.checkpoint_every) * (batch or 0)
@@ -82,6 +82,7 @@ def plan(assembly: Assembly, test: RealData | None, used: int = 0) -> tuple[str,
         *(f"  extension: {steps:,} steps more" for steps in config.extended),
         f"  student steps: {assembly.learner.steps:,} of {assembly.batch.images} images{note}",
         *([f"  baseline: {count:,} steps on drawn pictures alone"] if (count := baseline_steps(config)) else []),
+        *(f"  {words}" for words in assembly.chosen),
         *lines,
         f"{disk_line(config, state_bytes, shared, on_disk)}; the last checkpoint stays, to extend the run",
     )

@@ -118,8 +118,11 @@ class _Works:
         """The teachers' answers; nothing if none answers in a run's steps."""
         team, spec, gradients = self.assembly.team, self.assembly.subject.spec, self.config.needs_gradients
         if team is None or self.config.black_box is not None:
-            return Answers(None, None, spec, self.accelerator.device, gradients)
-        return Answers(team.logits, team.model, spec, self.accelerator.device, gradients)
+            return Answers(None, None, spec, self.accelerator.device, gradients, FEW)
+        largest = self.assembly.batch.images
+        if self.config.generated is not None:
+            largest = max(largest, getattr(self.config.generated.named, "batch_size", FEW))
+        return Answers(team.logits, team.model, spec, self.accelerator.device, gradients, largest)
 
     @property
     def _pass(self) -> int:

@@ -66,7 +66,9 @@ class Student:
     ) -> None:
         self.learner = learner
         self.auxiliary = auxiliary
-        self.terms = terms_of(settings, None if auxiliary is None else auxiliary.weights, regulator, online)
+        weights = {} if auxiliary is None else auxiliary.weights
+        self.terms = terms_of(settings, weights, regulator, online)
+        self._auxiliary_weights = [weight for weight, _ in weights.values()]
         self._settings = settings
         self._accelerator = accelerator
         self._controllers = Controllers() if controllers is None else controllers
@@ -98,7 +100,9 @@ class Student:
         """
         total = self.learner.total
         # The extra images come first: the views of a contrastive loss go through the network with the batch.
-        extra = None if self.auxiliary is None else self.auxiliary.extra_images(batch, step, self._bank)
+        # Without a weight at this step, as at the end of a curve, all of it is skipped.
+        compares = not training or any(value_at(weight, step, total) for weight in self._auxiliary_weights)
+        extra = self.auxiliary.extra_images(batch, step, self._bank) if self.auxiliary and compares else None
         views = extra.views if extra is not None and len(extra.views) else None
         if training:
             self.learner.model.train()
@@ -107,6 +111,9 @@ class Student:
         temperature = self._controllers.temperature
         if temperature is None:
             temperature = value_at(self._settings.temperature, step, total)
+        transferred: Mapping[str, Tensor] = {}
+        if compares:
+            transferred = self._auxiliary_terms(batch, features, logits, temperature, step, extra, view_features)
         # The average of the weights needs a forward pass of its own, which is skipped while nothing uses it. The
         # rehearsal computes every term whose weight is not 0 at some step, so it needs the pass if one ever does.
         average = self._settings.average
@@ -117,7 +124,7 @@ class Student:
             student=logits,
             temperature=temperature,
             student_features=features,
-            transferred=self._auxiliary_terms(batch, features, logits, temperature, step, extra, view_features),
+            transferred=transferred,
             averaged=self._averaged(batch.images) if needs_average or self._teaches_by_average else None,
             mutual_temperature=1.0 if self._online is None else value_at(self._online.temperature, step, total),
         )

@@ -278,6 +278,14 @@ def test_transferred_terms_see_the_features_of_teacher_and_student_and_learn_too
     assert float(hints.factor.detach()) != 2.0
 
 
+def test_features_are_not_compared_at_steps_whose_curve_is_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scale, "weights", {"hint": (Curve(kind="step", start=1.5, end=0.0, until=0.5), "features")})
+    there, hints = {"there": torch.ones(6, 5)}, Scale()
+    step = step_of(Student(), random_batch(teacher_features=there), transfer=hints)
+    assert ["student/hint" in step(number) for number in (0, TOTAL - 1, TOTAL + 3)] == [True, False, False]
+    assert hints.steps == [0]
+
+
 def without_arguments() -> Tensor:
     raise AssertionError("it was called")
 

@@ -385,20 +385,25 @@ def test_hints_are_chosen_where_both_networks_show_features_that_can_be_compared
     teacher = Classifier(network(BATCH_NORM, 3), spec)
     recipe = {"teacher": {"kind": "load", "model": "x", "size": 8}, "student": {"arch": "convnet"}}
 
-    def weight(student: torch.nn.Module, teacher: Classifier | None = teacher, **changes: Any) -> object:
+    def weight(student: torch.nn.Module, teacher: Classifier | None = teacher, why: str = "", **changes: Any) -> object:
         state = torch.random.get_rng_state()
-        found = with_hint(load_config(DistillConfig, recipe | changes, []), teacher, student).distill.hint
+        config, notes = with_hint(load_config(DistillConfig, recipe | changes, []), teacher, student)
         assert torch.equal(torch.random.get_rng_state(), state)
-        return found
+        assert [why in note for note in notes] == ([True] if why else [])
+        return config.distill.hint
 
     convnet = build(ZooModel(arch="convnet", width=4), spec)
     assert weight(convnet) == HINT
     assert weight(convnet, distill={"hint": 2.0}) == 2.0
-    assert weight(convnet, None) == weight(torch.nn.Identity()) == 0.0
-    assert weight(convnet, online={"peers": [{"model": {"arch": "mlp"}}]}) == 0.0
-    assert weight(convnet, mix={"logits": "stored"}) == 0.0
+    assert weight(convnet, None, "hints: none, since no teacher") == 0.0
+    assert weight(torch.nn.Identity(), why="changes its width") == 0.0
+    assert weight(convnet, why="learn together", online={"peers": [{"model": {"arch": "mlp"}}]}) == 0.0
+    assert weight(convnet, why="stored answers", mix={"logits": "stored"}) == 0.0
+    assert weight(convnet, why="of the first teacher", teachers=[recipe["teacher"]]) == 0.0
+    assert weight(convnet, why="attention compares", distill={"transfer": [{"kind": "attention", "weight": 1}]}) == 0.0
+    assert weight(convnet, distill={"transfer": [{"kind": "dkd", "weight": 1}]}) == HINT, "of logits alone"
     headless = Classifier(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8), torch.nn.BatchNorm2d(4), Flat()), spec)
-    assert weight(convnet, headless) == 0.0, "without a last layer that is found"
+    assert weight(convnet, headless, "no linear layer") == 0.0, "without a last layer that is found"
 
 
 class Flat(torch.nn.Module):
