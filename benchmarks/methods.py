@@ -5,7 +5,8 @@
     python -m benchmarks.methods --pair cifar10 --cifar10 FILE --teachers FOLDER --seconds 1200
 
 One thread. The methods are the recipes of configs/methods: their losses, optimisers and rates. Teacher and student are
-the same for all, a student starts from random weights (but that of `ours`), and accuracy is that of the last weights.
+the same for all, a student starts from random weights (but those of `ours`, and of `nayer, our start and hints`, which
+has weights of the teacher and hints too), and accuracy is that of the last weights.
 All compute in float32, but for `ours, bf16`, which is for processors with bfloat16 units and runs where it is named.
 First the CPU-seconds of a round of the generator and of a step of the student are measured, and the phases sized.
 dafl, dfad, zskt and dfq keep the published number of steps for each round. The methods that keep their images spend
@@ -67,7 +68,13 @@ ALTERNATING = ("dafl", "dfad", "zskt", "dfq")
 """Methods whose generator and student take turns, as often as published."""
 ALONE = {"deepinversion": 0.0, "cmi": 0.0, "fastdfkd": 0.1, "nayer": 0.1, "sre2l": 1.0}
 """Methods that keep all images -> share of the batches that are made before the student's first step."""
-METHODS = (*ALTERNATING, *ALONE, *OURS)
+OUR_START: Row = {"inherit": True, "distill": {"hint": "auto", "optimizer": {"clip": 5}}}
+HELPED: Mapping[str, Row] = {
+    "fastdfkd, our start and hints": OUR_START,
+    "nayer, our start and hints": OUR_START,
+}
+"""Methods with what is not theirs: weights of the teacher and hints. They run where they are named."""
+METHODS = (*ALTERNATING, *ALONE, *HELPED, *OURS)
 SGD = {"kind": "sgd", "lr": 0.1, "weight_decay": 5e-4, "schedule": "cosine"}
 PUBLISHED_FOR_CIFAR10: Mapping[str, Row] = {
     "dafl": {
@@ -150,15 +157,20 @@ def pair_of(arguments: argparse.Namespace) -> Pair:
 
 def source_of(method: str, pair: Pair, seed: int) -> Row:
     """The configuration of a cell, with the phases of its recipe."""
-    source = dict(pair.ours) if method in OURS else recipe_of(f"methods/{method}")
+    source = dict(pair.ours) if method in OURS else recipe_of(f"methods/{_published(method)}")
     source |= {"name": "cell", "teacher": pair.teacher(), "student": pair.student, "test": pair.test}
     source |= {"seed": seed, "threads": 1, "device": "cpu", "baseline": False, "inherit": False, "precision": "no"}
     if method in OURS:
         return merged(source, OURS[method])
-    source = merged(source, pair.published.get(method, {}))
+    source = merged(merged(source, pair.published.get(_published(method), {})), HELPED.get(method, {}))
     for section in (source["transfer_set"]["generator"], source["mix"]):
         section |= {"shift": pair.shift, "flip": pair.flip} if "shift" in section else {}
     return source
+
+
+def _published(method: str) -> str:
+    """Name of the recipe of a method."""
+    return method.partition(", ")[0]
 
 
 def merged(source: Row, changes: Row) -> Row:
@@ -236,7 +248,7 @@ def sized(method: str, source: Row, costs: Costs, seconds: float) -> Row:
     fitting = int((seconds / 2 / LEAST_ROUNDS - costs.fixed) / costs.each)
     steps = min(costs.steps, max(LEAST_STEPS, fitting))
     rounds = max(2, int(seconds / 2 / costs.round(steps)))
-    before = round(ALONE[method] * rounds)
+    before = round(ALONE[_published(method)] * rounds)
     learn = max(1, round((seconds - rounds * costs.round(steps)) / costs.step))
     phases = [{"kind": "pregenerate", "rounds": before}] if before else []
     if before == rounds:
