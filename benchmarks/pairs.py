@@ -55,7 +55,7 @@ WITH_BATCH_NORM: dict[str, Any] = {
         "optimizer": {"kind": "sgd", "lr": 0.5, "weight_decay": 1e-4, "schedule": "one_cycle", "warmup": 0.2},
     },
 }
-"""The recipe of `configs/fashion_mnist.yaml`, for teachers with BatchNorm."""
+"""The recipe of `configs/fashion_mnist.yaml` without its hints, for teachers with BatchNorm."""
 
 PAIRS = {
     "convnet": Pair(
