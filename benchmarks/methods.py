@@ -5,8 +5,8 @@
     python -m benchmarks.methods --pair cifar10 --cifar10 FILE --teachers FOLDER --seconds 1200
 
 One thread. The methods are the recipes of configs/methods: their losses, optimisers and rates. Teacher and student are
-the same for all, a student starts from random weights (but those of `ours`, and of `nayer, our start and hints`, which
-has weights of the teacher and hints too), and accuracy is that of the last weights.
+the same for all, and accuracy is that of the last weights. A student starts from random weights, but those of `ours`
+and of methods `..., our start and hints` start from weights of the teacher.
 All compute in float32, but for `ours, bf16`, which is for processors with bfloat16 units and runs where it is named.
 First the CPU-seconds of a round of the generator and of a step of the student are measured, and the phases sized.
 dafl, dfad, zskt and dfq keep the published number of steps for each round. The methods that keep their images spend

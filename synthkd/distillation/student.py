@@ -99,9 +99,9 @@ class Student:
             All inputs of the loss terms but the logits of peers.
         """
         total = self.learner.total
-        # The extra images come first: the views of a contrastive loss go through the network with the batch.
-        # Without a weight at this step, as at the end of a curve, all of it is skipped.
+        # Where no term of the auxiliary layers has a weight, as at the end of a curve, all that they take is skipped.
         compares = not training or any(value_at(weight, step, total) for weight in self._auxiliary_weights)
+        # The extra images come first: the views of a contrastive loss go through the network with the batch.
         extra = self.auxiliary.extra_images(batch, step, self._bank) if self.auxiliary and compares else None
         views = extra.views if extra is not None and len(extra.views) else None
         if training:
