@@ -136,7 +136,12 @@ class Student:
     def loss(self, view: StudentView, step: int) -> Loss:
         """The weighted sum of the terms whose weight is not 0 at this step."""
         factor, origins = self._controllers.factor, self.terms.origins
-        return self.terms.objective(view, step, self.learner.total, lambda term: factor(origins[term]))
+        loss = self.terms.objective(view, step, self.learner.total, lambda term: factor(origins[term]))
+        # DistributedDataParallel waits for the gradient of every layer of its pass, also of terms without a weight now.
+        idle = [value for name, value in view.transferred.items() if name not in loss.terms]
+        if self._prefix and idle:
+            loss = replace(loss, total=loss.total + 0.0 * torch.stack(idle).sum())
+        return loss
 
     def all_terms(self, view: StudentView) -> Loss:
         """The sum of all terms whose weight is not 0 at some step, to find mistakes before the training.

@@ -95,3 +95,19 @@ def test_two_fast_processes_train_a_student_much_the_same(tmp_path: Path) -> Non
     with torch.no_grad():
         agreement = (one(images).argmax(1) == two(images).argmax(1)).float().mean()
     assert float(agreement) > 0.7, "of ten classes, after a few steps from the same weights"
+
+
+def test_two_fast_processes_go_on_where_a_term_has_no_weight_at_first(tmp_path: Path) -> None:
+    # The layers of the hint are in the pass, and DistributedDataParallel waits for their gradients.
+    terms = {"hint": {"kind": "linear", "start": 0.0, "end": 1.0}, "transfer": [{"kind": "exits", "weight": 0.1}]}
+    teacher = {"kind": "train", "data": TEACHER["data"], "model": TEACHER["model"], "training": {"steps": 12}}
+    changes = {
+        "student": {"arch": "convnet", "width": 6},
+        "teacher": teacher,
+        "distill": {**RECIPE["distill"], **terms},
+        "phases": [{"kind": "pregenerate", "rounds": 1}, {"kind": "joint", "steps": 4, "every": 2}],
+    }
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({**RECIPE, **changes}))
+    under_torchrun("distill", str(recipe), f"out={tmp_path / 'run'}", "sync=fast")
+    assert (tmp_path / "run" / "student" / "model.safetensors").is_file()
