@@ -33,7 +33,7 @@ def choose_device(config: JobConfig) -> torch.device:
 
 
 def make_accelerator(config: TrainingConfig, directory: Path | None = None) -> Accelerator:
-    """The accelerator of a configuration; its trackers write into `directory/track`.
+    """The accelerator of a configuration; its trackers write into `directory/track`, and none without it.
 
     Raises:
         ConfigError: when cuda or fp16 is required and there is no GPU, or a tracker without an extra is missing.
@@ -55,7 +55,7 @@ def make_accelerator(config: TrainingConfig, directory: Path | None = None) -> A
         return Accelerator(
             cpu=_on_cpu(config),  # explicitly: accelerate joins processes on CPUs to a group only when told so
             mixed_precision=mixed_precision(config),
-            log_with=list(config.track) or None,
+            log_with=list(config.track) if directory is not None and config.track else None,
             project_dir=None if directory is None else directory / TRACKED,
         )
 

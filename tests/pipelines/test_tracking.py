@@ -53,3 +53,9 @@ def test_a_tracker_that_is_not_installed_names_the_pip_line(tmp_path: Path) -> N
         pytest.skip("wandb is installed here")
     with pytest.raises(ConfigError, match="track: wandb is not installed: pip install wandb"):
         teach(load_config(TeachConfig, SMALL, [f"out={tmp_path / 'run'}", "track=[wandb]"]))
+
+
+def test_what_has_no_run_directory_tells_no_tracker() -> None:
+    pytest.importorskip("tensorboard")
+    plan = teach(load_config(TeachConfig, SMALL, ["track=[tensorboard]"]), dry_run=True)
+    assert "steps" in str(plan)
