@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from synthkd.errors import TrainingError
@@ -62,7 +63,7 @@ class Learner:
     Attributes:
         module: the network itself, on the device.
         model: the network as prepared by accelerate (in several processes wrapped for them, unless they share passes);
-            run forward passes of the training on this one.
+            run forward passes of the training on this one, in `accelerator.autocast()`.
         helpers: the helper modules as prepared by accelerate, or None.
         processes: as given.
     """
@@ -97,6 +98,8 @@ class Learner:
         if processes.world == 1:
             self.model, self._optimizer = accelerator.prepare(self.module, optimizer)
             self.helpers = None if self._helpers is None else accelerator.prepare(self._helpers)
+            for one in modules:  # in mixed precision accelerate exchanges `forward`, also for what tests the network
+                extract_model_from_parallel(one, keep_fp32_wrapper=False)
         else:  # a wrapper of accelerate would average gradients that are parts of a sum
             self._optimizer = accelerator.prepare(optimizer)
 
