@@ -81,14 +81,15 @@ def _by_path(student: nn.Module, teacher: nn.Module) -> tuple[list[tuple[Tensor,
     theirs = dict(teacher.named_modules())
     assigned: list[tuple[Tensor, Tensor]] = []
     count = 0
-    # Outputs of the last convolution or linear layer in teacher and student: the channels of a flattened map.
+    # Channels of the map that a linear layer may flatten, in teacher and student; (1, 1): of no map.
     channels = (1, 1)
     for path, module in student.named_modules():
         size = sum(p.numel() for p in module.parameters(recurse=False))
         if not size:
             continue
         own, source = _tensors(module), theirs.get(path, nn.Identity())
-        values = None if type(source) is not type(module) else _select(own, _tensors(source), channels)
+        flattened = channels if isinstance(module, nn.Linear) else (1, 1)
+        values = _select(own, _tensors(source), flattened) if _are_alike(module, source) else None
         if values is None:
             # If this is the first layer with weights, nothing is copied: the later ones were trained on its output.
             if not count:
@@ -96,9 +97,22 @@ def _by_path(student: nn.Module, teacher: nn.Module) -> tuple[list[tuple[Tensor,
             continue
         assigned += [(own[name], value) for name, value in values.items()]
         count += size
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            channels = (_tensors(source)["weight"].shape[0], own["weight"].shape[0])
+        width = len(own["weight"]) if "weight" in own else 0
+        if isinstance(module, nn.Conv2d):
+            channels = (_tensors(source)["weight"].shape[0], width)
+        elif isinstance(module, nn.Linear) or width not in (1, channels[1]):  # of another map, as where maps are joined
+            channels = (1, 1)
     return assigned, count
+
+
+def _are_alike(module: nn.Module, source: nn.Module) -> bool:
+    """Whether two layers are of one class and, if they convolve in groups, read the same share of the channels."""
+    if type(source) is not type(module):
+        return False
+    if not (isinstance(module, nn.Conv2d) and isinstance(source, nn.Conv2d)):
+        return True
+    are_depthwise = module.groups == module.in_channels > 1 and source.groups == source.in_channels > 1
+    return source.groups == module.groups or are_depthwise
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -115,7 +129,7 @@ def _select(
     Args:
         own: tensors of the student's module.
         theirs: tensors of the teacher's module.
-        channels: outputs of the layer before, in teacher and student.
+        channels: of the map that the module flattens, in teacher and student; (1, 1): of none.
     """
     if own.keys() != theirs.keys():
         return None

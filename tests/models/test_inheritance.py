@@ -89,3 +89,35 @@ def test_the_teacher_is_only_read() -> None:
         for parameter in student.parameters():
             parameter.add_(1.0)
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+class Joined(nn.Module):
+    """A convolution in groups, or maps that are joined, before a linear layer."""
+
+    def __init__(self, width: int, groups: int = 1) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, width, 1)
+        self.second = nn.Conv2d(width, width, 1, groups=groups)
+        self.norm = nn.BatchNorm2d(2 * width)
+        self.head = nn.Linear(2 * width, 10)
+
+
+def test_convolutions_in_other_groups_keep_their_weights() -> None:
+    torch.manual_seed(0)
+    teacher, student = Joined(8, groups=4), Joined(4, groups=4)
+    inherit(student, teacher)
+    assert torch.equal(student.second.weight, teacher.second.weight[::2, :1]), "as many groups"
+    teacher, student = Joined(8, groups=4), Joined(4, groups=2)
+    before = student.second.weight.clone()
+    inherit(student, teacher)
+    assert torch.equal(student.second.weight, before), "groups of other channels"
+    depthwise = Joined(8, groups=8), Joined(4, groups=4)
+    inherit(depthwise[1], depthwise[0])
+    assert torch.equal(depthwise[1].second.weight, depthwise[0].second.weight[::2])
+
+
+def test_joined_maps_are_no_flattened_map() -> None:
+    teacher, student = Joined(8), Joined(4)
+    inherit(student, teacher)
+    assert torch.equal(student.norm.running_mean, teacher.norm.running_mean[::2])
+    assert torch.equal(student.head.weight, teacher.head.weight[:, ::2])
