@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from synthkd.errors import ConfigError
-from synthkd.generators.inversion_network import Normalised, latent_network
+from synthkd.generators.inversion_network import Normalised, image_moments, latent_network
 from synthkd.generators.local import autocast_of, local_accelerator, require_statistics
 from synthkd.generators.method_settings import ContinuousSettings
 from synthkd.generators.own_rounds import of_a_round
@@ -88,8 +88,7 @@ class Continuous:
         self._seed = seed
         self._device = accelerator.device
         self._processes = of_a_round(accelerator, rounds_at_once)
-        of_teacher, normalised = teacher.normalize, settings.output == "normalised"
-        output = Normalised(of_teacher.mean, of_teacher.std) if normalised else None
+        output = Normalised(*image_moments(teacher.normalize)) if settings.output == "normalised" else None
         self.network = latent_network(self.spec, settings.latent, settings.width, seed, self._device, output=output)
         self._rounds = rounds
         self._optimizer = torch.optim.Adam(self.network.parameters(), self._rate(0), (settings.beta1, BETA2))

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from synthkd.models.classifier import Normalize
 from synthkd.models.contract import finite_logits
 from synthkd.models.size import in_proportion
 from synthkd.rng import derive
@@ -75,15 +76,25 @@ class DoublingConv2d(nn.Conv2d):
         return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
 
 
+def image_moments(normalize: Normalize) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of a teacher's images, float32 `[C, 1, 1]` each: those it normalises by, or `USUAL`.
+
+    `USUAL` takes the place of values that only change the range of pixels, as to [-1, 1] or to 0 to 255.
+    """
+    mean, std = normalize.mean, normalize.std
+    if normalize.is_of_images:
+        return mean, std
+    return torch.full_like(mean, USUAL[0]), torch.full_like(std, USUAL[1])
+
+
 class Normalised(nn.Module):
     """Maps to images of the teacher's mean and deviation: Tanh, and BatchNorm without parameters.
 
     In training mode every batch has the teacher's mean and deviation in each channel, so that images cannot all become
-    one grey, as they can behind a sigmoid. What leaves [0, 1] is cut off. For a teacher without normalisation (mean 0,
-    deviation 1) they are `USUAL`.
+    one grey, as they can behind a sigmoid. What leaves [0, 1] is cut off.
 
     Args:
-        mean: float32 `[C, 1, 1]` of the teacher's normalisation.
+        mean: float32 `[C, 1, 1]`, see `image_moments`.
         std: likewise.
     """
 
@@ -93,9 +104,8 @@ class Normalised(nn.Module):
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(mean.numel(), affine=False)
-        is_raw = bool((mean == 0.0).all() and (std == 1.0).all())
-        for name, value, usual in (("mean", mean, USUAL[0]), ("std", std, USUAL[1])):
-            self.register_buffer(name, torch.full_like(value, usual) if is_raw else value.detach().clone())
+        self.register_buffer("mean", mean.detach().clone())
+        self.register_buffer("std", std.detach().clone())
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps `[N, C, H, W]` to images in [0, 1]."""

@@ -127,8 +127,9 @@ class NoisyLabel(Batchwise):
         Raises:
             ModelError: the teacher's logits are not finite.
         """
-        # The coordinates of a layer's output have as variance the number of classes: so long is a normalised one-hot.
-        scale = math.sqrt(self.spec.classes)
+        # As long as a one-hot class that BatchNorm has normalised over a batch: its squared length is the number of
+        # classes in the batch.
+        scale = math.sqrt(min(self.spec.classes, self.settings.batch_size))
 
         def images(part: Tensor, rows: Rows) -> Tensor:
             latent = rows.normal(len(part), self.settings.noise) * (scale * (0.5 + 0.5 * difficulty))

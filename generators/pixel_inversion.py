@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from synthkd.generators.batchwise import Attempt, Canvas, Pooled
+from synthkd.generators.inversion_network import image_moments
 from synthkd.generators.method_settings import PixelInversionSettings
 from synthkd.generators.teacher_student import MORE_STUDENT_TERMS
 from synthkd.generators.views import cropped, rolled
@@ -51,8 +52,8 @@ class PixelInversion(Pooled):
         competition = {"competition": MORE_STUDENT_TERMS["competition"]}
         super().__init__(settings, teacher, seed, accelerator, spec, competition, priors)
         self.settings = settings
-        self._mean = self._teacher.normalize.mean.to(self._device)
-        self._std = self._teacher.normalize.std.to(self._device)
+        # In pixels of 0 to 255, noise of deviation 1 would be black, and a step of Adam nothing.
+        self._mean, self._std = (value.to(self._device) for value in image_moments(self._teacher.normalize))
 
     def _normalised(self, images: Tensor) -> Tensor:
         return (images - self._mean) / self._std
@@ -70,8 +71,13 @@ class PixelInversion(Pooled):
                 pixels.copy_(torch.minimum(torch.maximum(pixels, low), high))
 
         settle()
-        # The clamp takes off what rounding adds.
-        return Canvas([pixels], lambda: (pixels * self._std + self._mean).clamp(0.0, 1.0), settle)
+
+        def paint() -> Tensor:
+            images = pixels * self._std + self._mean
+            # What rounding adds is taken off without a gradient of 0, which would keep such a pixel black for good.
+            return images + (images.clamp(0.0, 1.0) - images).detach()
+
+        return Canvas([pixels], paint, settle)
 
     def _view(self, images: Tensor, rng: torch.Generator) -> Tensor:
         s = self.settings

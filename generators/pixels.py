@@ -109,11 +109,12 @@ class Pixels:
     def _tone_curve(self) -> ToneCurve:
         """The curve that gives drawings the mean and deviation of the teacher's training images.
 
-        A teacher that normalises its input stores both; for one that does not, the curve changes nothing.
+        Most teachers that normalise their input store both; for others the curve changes nothing.
         """
-        mean, std = (v.mean().item() for v in (self._teacher.normalize.mean, self._teacher.normalize.std))
-        if (mean, std) == (0.0, 1.0):
+        normalize = self._teacher.normalize
+        if not normalize.is_of_images:
             return ToneCurve()
+        mean, std = normalize.mean.mean().item(), normalize.std.mean().item()
         # A hundred steps on all pixels of 512 images of 224 pixels would take minutes.
         area, side = self.spec.height * self.spec.width, min(self.spec.height, self.spec.width)
         count = max(CALIBRATION_LEAST, min(CALIBRATION, CALIBRATION * CALIBRATION_SIDE**2 // area))

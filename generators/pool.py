@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synthkd.errors import ModelError
@@ -16,11 +17,11 @@ from synthkd.rng import Rows
 from synthkd.types import ImageSpec, to_float, to_uint8
 
 MOST_IMAGES, MOST_BYTES = 4096, 64 * 2**20
-"""The newest images that are kept, and the bytes that they may take."""
+"""Images that are kept, and the bytes that they may take; one of each class is kept in any case."""
 
 
 class Pool:
-    """The newest images with their labels, as uint8 on the CPU.
+    """The newest images of each class, as uint8 on the CPU.
 
     Args:
         spec: of the images.
@@ -28,7 +29,7 @@ class Pool:
 
     def __init__(self, spec: ImageSpec) -> None:
         self.spec = spec
-        self._capacity = max(1, min(MOST_IMAGES, MOST_BYTES // math.prod(spec.shape)))
+        self._capacity = max(spec.classes, min(MOST_IMAGES, MOST_BYTES // math.prod(spec.shape)))
         self._images = torch.empty(0, *spec.shape, dtype=torch.uint8)
         self._labels = torch.empty(0, dtype=torch.int64)
 
@@ -36,9 +37,17 @@ class Pool:
         return len(self._images)
 
     def add(self, images: Tensor, labels: Tensor) -> None:
-        """Add a batch of float images `[N, C, H, W]` in [0, 1] with labels int64 `[N]`; the oldest may leave."""
-        self._images = torch.cat([self._images, to_uint8(images).cpu()])[-self._capacity :].clone()
-        self._labels = torch.cat([self._labels, labels.cpu()])[-self._capacity :].clone()
+        """Add a batch of float images `[N, C, H, W]` in [0, 1] with labels int64 `[N]`.
+
+        Of a full pool the oldest images of the classes with most images leave.
+        """
+        images, labels = torch.cat([self._images, to_uint8(images).cpu()]), torch.cat([self._labels, labels.cpu()])
+        newest_first = labels.flip(0)
+        # The place of each image among those of its class, 0 for the newest.
+        places = F.one_hot(newest_first, self.spec.classes).cumsum(0).gather(1, newest_first[:, None])[:, 0]
+        kept = places.argsort(stable=True)[: self._capacity]
+        rows = (len(labels) - 1 - kept).sort().values
+        self._images, self._labels = images[rows], labels[rows]
 
     def sample(self, labels: Tensor, rng: Rows) -> Tensor:
         """Images of the labels, float32 `[N, C, H, W]` in [0, 1]; noise for a class without an image.
@@ -48,7 +57,9 @@ class Pool:
         """
         labels = labels.cpu()
         images = rng.uniform(len(labels), math.prod(self.spec.shape)).reshape(-1, *self.spec.shape)
-        turns = (torch.arange(len(labels)) + rng.start) // self.spec.classes
+        numbers = torch.arange(len(labels)) + rng.start
+        in_turn = numbers % self.spec.classes == labels
+        turns = torch.where(in_turn, numbers // self.spec.classes, numbers)
         for label in labels.unique().tolist():
             of_class = (self._labels == label).nonzero().flatten()
             if len(of_class):

@@ -65,6 +65,7 @@ from synthkd.system.files import write_atomically, write_sums
 from synthkd.system.resources import size
 from synthkd.system.sealed import sealed
 from synthkd.training.display import Display
+from synthkd.types import repeats
 
 LOG = logging.getLogger(__name__)
 
@@ -151,6 +152,12 @@ def _work(
     generator = build_generator(
         request.generator, teacher, config.seed, accelerator, request.real, run, rounds=config.rounds
     )
+    made, classes = config.rounds * size, teacher.spec.classes
+    if config.rounds and not own and repeats(generator) and made < classes:
+        raise ConfigError(
+            f"rounds: {config.rounds} of {size} images leave some of {classes:,} classes without one; "
+            f"set at least {-(-classes // size)}"
+        )
     scores = None
     if config.score is not None:
         device, trained = accelerator.device, [*taught_on([request.teacher])]

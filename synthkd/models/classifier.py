@@ -16,6 +16,10 @@ from synthkd.types import ImageSpec
 Network = TypeVar("Network", bound=nn.Module)
 
 
+LEAST_DEVIATION = 0.02
+"""Of the pixels of images in `[0, 1]` that show something."""
+
+
 class Normalize(nn.Module):
     """`(images - mean) / std` per channel.
 
@@ -36,6 +40,15 @@ class Normalize(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images, float `[N, C, H, W]`."""
         return (images - self.mean) / self.std
+
+    @property
+    def is_of_images(self) -> bool:
+        """Whether `mean` and `std` may be the mean and deviation of images, and do not only change their range.
+
+        No image in `[0, 1]` has the deviation 1, one with 0.5 about 0.5 is black and white, and one with 1/255 is flat.
+        """
+        bound = (self.mean * (1.0 - self.mean)).clamp(min=0.0).sqrt()
+        return bool(((self.std > LEAST_DEVIATION) & (self.std < bound)).all())
 
 
 class Classifier(nn.Module):

@@ -337,3 +337,35 @@ def test_weights_that_are_not_finite_go_into_no_checkpoint(kind: str, teacher: C
         next(network.parameters()).fill_(float("nan"))
     with pytest.raises(TrainingError, match="generator"):
         generator.state_dict()
+
+
+def test_a_pixel_that_rounding_takes_below_black_can_leave_it() -> None:
+    network = build(ZooModel(arch="convnet", width=4), ImageSpec(1, 8, 8, 10), [0.4465], [0.2010]).eval()
+    generator = make("pixel_inversion", network)
+    canvas = generator._begin(0, torch.arange(20) % 10)
+    (pixels,) = canvas.parameters
+    low = -generator._mean / generator._std
+    assert float(low * generator._std + generator._mean) < 0.0
+    assert (pixels == low).any()
+    canvas.paint().sum().backward()
+    assert (pixels.grad > 0).all()
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.5, 0.5), (0.0, 1 / 255)])
+def test_a_change_of_range_is_not_taken_for_the_moments_of_images(mean: float, std: float) -> None:
+    network = build(ZooModel(arch="convnet", width=4), ImageSpec(1, 8, 8, 10), [mean], [std]).eval()
+    assert not network.normalize.is_of_images
+    canvas = make("pixel_inversion", network)._begin(0, torch.arange(20) % 10)
+    assert 0.15 < float(canvas.paint().detach().std()) < 0.3
+    assert build(ZooModel(arch="convnet", width=4), network.spec, [0.1307], [0.3081]).normalize.is_of_images
+
+
+def test_samples_start_from_latent_vectors_as_long_as_those_of_a_round() -> None:
+    many = build(ZooModel(arch="convnet", width=4), ImageSpec(1, 8, 8, 50)).eval()
+    generator = make("noisy_label", many)
+    network = generator._begin(0, torch.arange(20)).parameters and generator.network
+    lengths: list[float] = []
+    network.images.register_forward_pre_hook(lambda _, inputs: lengths.append(float(inputs[0].std())))
+    network.train()(torch.arange(20))
+    generator.sample(torch.arange(20), 1.0, Rows(0, "x"))
+    assert lengths[1] == pytest.approx(lengths[0], rel=0.25)

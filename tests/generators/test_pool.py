@@ -58,3 +58,16 @@ def test_saved_and_restored(tmp_path: Path) -> None:
     assert torch.equal(other.sample(labels, Rows(0, "x")), pool.sample(labels, Rows(0, "x")))
     with pytest.raises(ModelError, match="does not hold labelled 1x3x3 images"):
         Pool(ImageSpec(1, 3, 3, 3)).restore(tmp_path)
+
+
+def test_a_full_pool_keeps_images_of_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "MOST_IMAGES", 3)
+    pool = Pool(SPEC)
+    for label, level in ((2, 9), (0, 0), (0, 1), (0, 2), (1, 5)):
+        pool.add(torch.full((1, 1, 2, 2), level / 255), torch.tensor([label]))
+    assert levels(pool.sample(torch.arange(3), Rows(0, "x"))) == [2, 5, 9]
+
+
+def test_labels_of_one_class_get_each_of_its_images() -> None:
+    given = levels(filled().sample(torch.ones(6, dtype=torch.long), Rows(0, "x")))
+    assert {given.count(1), given.count(4)} <= {2, 3, 4}
