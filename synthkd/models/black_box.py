@@ -15,6 +15,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from synthkd.errors import CheckpointError, ModelError
 from synthkd.models.asking import Ask, as_answers, asker, whom
 from synthkd.models.classifier import Classifier
 from synthkd.settings import LabelsTeacher
-from synthkd.system.files import naming
+from synthkd.system.files import naming, sha256
 from synthkd.types import ImageSpec, InBlocks, to_uint8
 
 ANSWERS = "answers.bin"
@@ -104,16 +105,17 @@ class BlackBox:
             path.write_bytes(self._head)
             return
         data, length = path.read_bytes(), self._length
-        if not data.startswith(self._head):
+        head = next((one for one in (self._head, _line(self._form)) if data.startswith(one)), None)
+        if head is None:
             raise CheckpointError(f"{path} is damaged, or of other answers; {_RESTORE}")
-        whole = (len(data) - len(self._head)) // length
+        whole = (len(data) - len(head)) // length
         for number in range(whole):
-            entry = data[len(self._head) + number * length :][:length]
+            entry = data[len(head) + number * length :][:length]
             if zlib.crc32(entry[:-4]) != int.from_bytes(entry[-4:], "little"):
                 raise CheckpointError(f"{path} is damaged in answer {number + 1}; {_RESTORE}")
             self._keep(entry[:_KEY], np.frombuffer(entry[_KEY:-4], self._kind))
         # The end of an answer that a kill cut short; it was not used yet.
-        os.truncate(path, len(self._head) + whole * length)
+        os.truncate(path, len(head) + whole * length)
 
     def count_earlier(self, used: int) -> None:
         """Count the first answers of the record as used, whatever a checkpoint says: the run that is extended did.
@@ -218,9 +220,18 @@ class BlackBox:
         return _KEY + self._kind.itemsize * (1 if self.settings.answers == "labels" else self.spec.classes) + 4
 
     @property
+    def _form(self) -> dict[str, object]:
+        """Of the answers; all that the head of a record had in an earlier version."""
+        return {"format": 1, "answers": self.settings.answers, "spec": str(self.spec)}
+
+    @cached_property
     def _head(self) -> bytes:
-        about = {"format": 1, "answers": self.settings.answers, "spec": str(self.spec)}
-        return json.dumps(about).encode() + b"\n"
+        file = self.settings.file
+        return _line(self._form | {"of": whom(self.settings) if file is None else sha256(Path(file))})
+
+
+def _line(about: Mapping[str, object]) -> bytes:
+    return json.dumps(about).encode() + b"\n"
 
 
 _RESTORE = "restore it from a copy, or choose another out=, which asks everything again"

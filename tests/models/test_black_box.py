@@ -349,3 +349,18 @@ def test_other_onnx_files_are_one_line(tmp_path: Path) -> None:
     path.write_bytes(b"no such thing")
     with pytest.raises(ModelError, match=r"m\.onnx is no ONNX file that can be read"):
         BlackBox(settings(file=str(path)))
+
+
+def test_a_record_of_another_black_box_is_refused_and_one_of_an_earlier_version_read(tmp_path: Path) -> None:
+    path = tmp_path / "answers.bin"
+    box = BlackBox(settings(), Counting())
+    box.record(path)
+    box.logits(images(0, 1))
+    other = settings().model_copy(update={"function": "another:function"})
+    with pytest.raises(CheckpointError, match="of other answers"):
+        BlackBox(other, Counting()).record(path)
+    head = json.dumps({key: value for key, value in json.loads(box._head).items() if key != "of"}).encode()
+    path.write_bytes(head + b"\n" + path.read_bytes()[len(box._head) :])
+    again = BlackBox(settings(), Counting())
+    again.record(path)
+    assert again.paid == 2
