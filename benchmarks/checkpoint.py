@@ -21,7 +21,7 @@ import torch
 
 from benchmarks import common
 from benchmarks.common import Row
-from synthkd.data.bank import MemoryBank
+from synthkd.data.bank import MemoryBank, bank_bytes
 from synthkd.settings import BankSettings
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import ImageSpec
@@ -99,7 +99,7 @@ def costs(images: int, repeats: int) -> Row:
         ratios = [before[0] / after[0] for after, before in zip(new, old, strict=True)]
         return {
             "images": images,
-            "bank_bytes": bank.nbytes,
+            "bank_bytes": bank_bytes(bank.spec, bank.settings),
             "first": {"seconds": first[0], "memory_bytes": first[1]},
             "new": {"seconds": statistics.median(s for s, _ in new), "memory_bytes": max(m for _, m in new)},
             "whole": {"seconds": statistics.median(s for s, _ in old), "memory_bytes": max(m for _, m in old)},

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from synthkd.data.bank import MemoryBank
+from synthkd.data.bank import MemoryBank, bank_bytes
 from synthkd.settings import BankSettings
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import ImageSpec
@@ -77,7 +77,7 @@ def work(place: Path, policy: str, images: int, side: int, repeats: int) -> None
         before = after
     later = checkpoints[1:]
     row = {
-        "bank_bytes": bank.nbytes,
+        "bank_bytes": bank_bytes(bank.spec, bank.settings),
         "first_seconds": checkpoints[0][0],
         "seconds": statistics.median(seconds for seconds, _ in later),
         "written_bytes": statistics.mean(written for _, written in later),

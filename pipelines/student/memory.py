@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from synthkd.data.bank import bank_bytes
 from synthkd.distillation import phases
 from synthkd.generators.build import build_generator
 from synthkd.generators.settings import GeneratorSettings
@@ -49,6 +50,8 @@ def planned_memory(trial: Trial, batch_size: int, teacher: Classifier | None) ->
     images, closing = _images(trial, images_of_round)
     bank = "transfer_set.bank.capacity"
     of_round = "transfer_set.generator.batch_size" if _batch_size(config) else "the rounds of the generator"
+    if _batch_size(config) and config.generated is not None and config.generated.is_chosen:
+        of_round += " (with transfer_set.generator.kind=auto)"
     parts = [("distill.batch_size", student), (of_round, generator), (bank, Need(0, closing))]
     return memory_of(device, taken, parts, {bank: images})
 
@@ -97,13 +100,13 @@ def _at_once(trial: Trial) -> int:
 
 def _images(trial: Trial, images_of_round: int) -> tuple[int, int]:
     """Bytes of the images that the memory bank will hold, and of those that the alarms look at in the end."""
-    spec, bank = trial.spec, trial.bank
+    spec, bank, generated = trial.spec, trial.bank, trial.config.generated
     if bank is None:
         return 0, 0
-    values = math.prod(spec.shape)
+    settings, values = bank.settings if generated is None else generated.bank, math.prod(spec.shape)
     generated_images = phases.generator_rounds(trial.config.phases_and_extensions) * images_of_round
-    new = min(generated_images, bank.settings.capacity - len(bank))
-    held = 0 if bank.settings.storage == "disk" else new * (bank.nbytes // bank.settings.capacity)
+    new = min(generated_images, settings.capacity - len(bank))
+    held = 0 if settings.storage == "disk" else new * (bank_bytes(spec, settings) // settings.capacity)
     ahead = _at_once(trial)
     held += 2 * ahead * images_of_round * 4 * values if ahead > 1 else 0  # rounds made ahead, and their exchange
     return held, 2 * 4 * values * images_within(min(IMAGES, len(bank) + new), values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from synthkd.data.bank import bank_bytes, checkpoint_bytes
 from synthkd.data.read.splits import RealData
 from synthkd.distillation import phases
 from synthkd.distillation.terms.auxiliary import AuxiliaryLayers
@@ -46,9 +47,9 @@ def plan(assembly: Assembly, test: RealData | None, used: int = 0) -> tuple[str,
         state_bytes += generator_bytes(generated.generator)
     peers = [f"{parameters(finished(peer)):,} parameters" for peer in assembly.students[1:]]
     new = phases.rounds_within(every_phase, config.checkpoint_every) * (batch or 0)
-    banks = assembly.transfer_set.banks
-    shared = sum(bank.checkpoint_bytes(config.keep_checkpoints, new) for bank in banks)
-    on_disk = sum(bank.nbytes for bank in banks if bank.settings.storage == "disk")
+    banks = [config.generated.bank] if config.generated else [bank.settings for bank in assembly.transfer_set.banks]
+    shared = sum(checkpoint_bytes(spec, bank, config.keep_checkpoints, new) for bank in banks)
+    on_disk = sum(bank_bytes(spec, bank) for bank in banks if bank.storage == "disk")
     contract = assembly.contract
     if assembly.black_box is not None:
         left = f", {assembly.black_box.settings.queries - used:,} of them left" if used else ""
@@ -58,7 +59,7 @@ def plan(assembly: Assembly, test: RealData | None, used: int = 0) -> tuple[str,
     else:
         trained = ", trained first" if isinstance(config.teacher, TrainedTeacher) else ""
         taught = f"{contract.parameters:,} parameters, {contract.batch_norm_layers} BatchNorm layers{trained}"
-        share = f" ({student / contract.parameters:.1%} of the teacher's)"
+        share = f" ({student / contract.parameters:.1%} of the teacher's)" if contract.parameters else ""
     uses = assembly.transfer_set.uses()
     note = f" ({assembly.batch.note})" if assembly.batch.note else ""
     real = f"{config.real_images}, {' and '.join(uses)}" if uses and config.real_images else "none"

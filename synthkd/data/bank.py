@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from synthkd.data.bank_disk import DiskRows, age_ordered
+from synthkd.data.bank_disk import DiskRows, age_ordered, bytes_per_image
 from synthkd.data.bank_rows import BankRows, saved_rows, shortage_explained
 from synthkd.data.replay import Floats, replay_policy
 from synthkd.errors import DataError
@@ -84,24 +84,6 @@ class MemoryBank(Dataset[BankImage]):
             slot = (self.added - len(self) + slot) % self.settings.capacity
         image, label, logits = (values[0] for values in self._read(torch.tensor([slot])))
         return BankImage(to_float(image), label, logits)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the arrays, or of the files of a full bank."""
-        return self._rows.nbytes
-
-    def checkpoint_bytes(self, checkpoints: int, between: int) -> int:
-        """Bytes of so many checkpoints of a full bank, to which `between` images are added from one to the next."""
-        capacity = self.settings.capacity
-        if isinstance(self._rows, DiskRows):
-            # Links to the bank's files, of which an earlier checkpoint may have some that the bank has dropped.
-            dropped = (checkpoints - 1) * min(between, capacity) * (self.nbytes // capacity)
-            return dropped + checkpoints * 2 * self._rows.entry_bytes * capacity
-        # Checkpoints share rows: the first has the whole bank, each next one only the new images, a bank at most.
-        new = between if self._is_ring or not between else capacity
-        rows = min(checkpoints * capacity, capacity + (checkpoints - 1) * new)
-        policy = 0 if self.settings.policy == "fifo" else 8 * capacity  # a number for each image, copied each time
-        return rows * self.nbytes // capacity + checkpoints * policy
 
     def add(self, images: Tensor, labels: Tensor, teacher_logits: Tensor, priorities: Tensor | None = None) -> Tensor:
         """Store a batch, overwriting the oldest images, or those of lowest priority, once the bank is full.
@@ -280,6 +262,28 @@ class MemoryBank(Dataset[BankImage]):
                 f"memory bank: the saved bank holds {count} images {shape}, this one takes {self.settings.capacity} of "
                 f"{self.spec.shape}"
             )
+
+
+def bank_bytes(spec: ImageSpec, settings: BankSettings) -> int:
+    """Bytes of the arrays of a bank, or most bytes of its files, but for one that is partly needed."""
+    copies = 2 if settings.storage == "disk" and settings.evict != "oldest" else 1
+    return settings.capacity * bytes_per_image(spec) * copies
+
+
+def checkpoint_bytes(spec: ImageSpec, settings: BankSettings, checkpoints: int, between: int) -> int:
+    """Bytes of so many checkpoints of a full bank, to which `between` images are added from one to the next."""
+    capacity, is_ring = settings.capacity, settings.evict == "oldest"
+    of_image = bank_bytes(spec, settings) // capacity
+    if settings.storage == "disk":
+        # Links to the bank's files, of which an earlier checkpoint may have some that the bank has dropped. Beside them
+        # the number, label and value of the policy of each slot, and its place in a file.
+        entries = 2 * (16 if is_ring else 32) * capacity
+        return (checkpoints - 1) * min(between, capacity) * of_image + checkpoints * entries
+    # Checkpoints share rows: the first has the whole bank, each next one only the new images, a bank at most.
+    new = between if is_ring or not between else capacity
+    rows = min(checkpoints * capacity, capacity + (checkpoints - 1) * new)
+    policy = 0 if settings.policy == "fifo" else 8 * capacity  # a number for each image, copied each time
+    return rows * of_image + checkpoints * policy
 
 
 def _rows(spec: ImageSpec, settings: BankSettings, directory: Path | None) -> BankRows | DiskRows:

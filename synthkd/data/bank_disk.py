@@ -58,16 +58,6 @@ class DiskRows:
         self._places = np.full(own, -1, dtype=np.int64)  # slot -> number of its row; -1: unused. A ring computes them
         self._journal = Journal(self.capacity)
 
-    @property
-    def nbytes(self) -> int:
-        """Most bytes of the files, but for one that is partly needed."""
-        return self.capacity * self._log.record.itemsize * (1 if self._is_ring else 2)
-
-    @property
-    def entry_bytes(self) -> int:
-        """Most bytes of what a checkpoint keeps of a slot: its number, label and value of the policy, and its place."""
-        return 16 if self._is_ring else 32
-
     def begin_at(self, number: int) -> None:
         """Forget all images; the next one has this number."""
         self._log.begin_at(number)

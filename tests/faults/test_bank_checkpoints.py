@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from synthkd.data import bank_disk, bank_rows, journal
-from synthkd.data.bank import MemoryBank
+from synthkd.data.bank import MemoryBank, checkpoint_bytes
 from synthkd.data.read.samples import open_samples
 from synthkd.errors import CheckpointError
 from synthkd.settings import BankSettings
@@ -122,7 +122,7 @@ def test_with_an_eviction_by_priority_a_checkpoint_writes_the_whole_bank_if_an_i
         files = row_files(tmp_path / "store")
         rows = [int(name.split("-")[1]) - int(name.split("-")[0]) for name in files if name not in earlier]
         assert sum(rows) == (len(bank) if is_new else 0)
-        expected = bank.checkpoint_bytes(2 if is_new else 1, ROUND)
+        expected = checkpoint_bytes(bank.spec, bank.settings, 2 if is_new else 1, ROUND)
         assert sum(files.values()) <= expected + 400 * len(files), "no more than is said"
         earlier = files
 
