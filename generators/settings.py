@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, Tag, model_validator
+from pydantic import ConfigDict, Field, Tag, model_validator
 
 from synthkd.generators.method_settings import (
     BatchwiseSettings,
@@ -303,9 +303,30 @@ GeneratorSettings = Annotated[_Named, by_kind("inversion")]
 
 
 class ChosenByTeacher(Settings):
-    """The generator that suits the teacher: noisy_label, inversion, pixels or procedural, with default settings."""
+    """The generator that suits the teacher: noisy_label, inversion, pixels or procedural.
+
+    Further keys are those of the kind that the teacher chooses.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     kind: Literal["auto"]
+
+    @model_validator(mode="after")
+    def _known(self) -> ChosenByTeacher:
+        fields = {key for kind in CHOICES for key in kind.model_fields}
+        if unknown := [key for key in self.keys if key not in fields]:
+            raise ValueError(f"{unknown[0]}: no kind that a teacher chooses has such a key")
+        return self
+
+    @property
+    def keys(self) -> dict[str, object]:
+        """What is written beside the kind."""
+        return dict(self.model_extra or {})
+
+
+CHOICES = (NoisyLabelSettings, InversionSettings, PixelSettings, ProceduralSettings)
+"""Settings of the generators that a teacher chooses."""
 
 
 GeneratorOrAuto = Annotated[Annotated[ChosenByTeacher, Tag("auto")] | _Named, by_kind("inversion")]

@@ -22,7 +22,6 @@ from synthkd.pipelines.config.budget import recorded
 from synthkd.pipelines.run.device import make_accelerator, process_state
 from synthkd.pipelines.run.directory import saved_config
 from synthkd.pipelines.run.extension import earlier_queries, with_extensions
-from synthkd.pipelines.run.images import fitted
 from synthkd.pipelines.run.job import Job, open_job
 from synthkd.pipelines.run.live import LivePage
 from synthkd.pipelines.run.result import Plan, Result
@@ -146,7 +145,7 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
             config = with_plan(config, models, test, networks.student, job.directory)
             began = time.perf_counter()
             assembly = assemble(config, models, job.accelerator, job.directory, networks.student)
-        test = _fitted_test(test, assembly)
+        test = assembly.fitted_test(test)
         ask_ahead(assembly, job.directory)
         allowance = Allowance()
         training = time.perf_counter()
@@ -171,7 +170,7 @@ def _plan(config: DistillConfig, networks: GivenNetworks) -> Plan:
             budgeted = fill(config, models, test, networks.student, taught)
             config = budgeted.config
         assembly = assemble(config, models, accelerator, None, networks.student)
-        test = _fitted_test(test, assembly)
+        test = assembly.fitted_test(test)
         used = 0 if config.out is None else earlier_queries(config, Path(config.out))
         lines = plan(assembly, test, used)
         if budgeted is not None:
@@ -202,7 +201,7 @@ def _teachers(config: DistillConfig, job: Job, networks: GivenNetworks, test: Re
         if needs_plan(config):
             require_time(config, models, test, networks.student)
         else:
-            assemble(config, models, job.accelerator, None, networks.student)
+            assemble(config, models, job.accelerator, None, networks.student).fitted_test(test)
     return [
         ReadyTeacher(networks.given_teacher, 0.0)
         if isinstance(settings, GivenModel)
@@ -217,12 +216,6 @@ def _untrained(config: DistillConfig, networks: GivenNetworks) -> list[Classifie
         networks.given_teacher if isinstance(settings, GivenModel) else untrained_teacher(settings, config)
         for settings in config.every_teacher
     ]
-
-
-def _fitted_test(test: RealData | None, assembly: Assembly) -> RealData | None:
-    """The test images with labels as numbers of the teacher's classes."""
-    subject = assembly.subject
-    return None if test is None else fitted("test", test, subject.spec, subject.class_names, lacks_classes=True)
 
 
 def _train(job: Job, assembly: Assembly, test: RealData | None, allowance: Allowance) -> Progress:

@@ -305,8 +305,7 @@ class DistillConfig(Distillation, Judged, BudgetedConfig):
         has_labels = len(self.sources) == 1 and not self.sources[0].needs
         if not has_labels or (self.stored is not None and self.mix.logits == "fresh"):
             raise ValueError(NO_TEACHER)
-        if self.real is not None:
-            self._needs_no_teacher()
+        self._needs_no_teacher()
         if self.mix.cutmix or (self.mix.mixup and self.real is not None) or (self.mix.crop < 1.0 and self.stored):
             raise ValueError("no teacher labels mixtures and crops: set mix.mixup and mix.cutmix to 0, mix.crop to 1")
         if self.online is not None and any(peer.model is None for peer in self.online.peers):
@@ -331,19 +330,19 @@ class DistillConfig(Distillation, Judged, BudgetedConfig):
             )
 
     def _needs_no_teacher(self) -> None:
-        """Refuse terms that need a teacher, if the only labels are those of the real images."""
-        distill, compared = self.distill, (*self.distill.features, *self.distill.transfer)
+        """Refuse terms that need a teacher, where labels are those of the real images, or logits those of a dataset."""
+        distill, is_real = self.distill, self.real is not None
+        compared = (*distill.features, *distill.transfer)
         terms: list[str] = [term.kind for term in compared if not isinstance(term, ExitsTerm)]
-        terms += ["logit_match"] if distill.logit_match != 0.0 else []
-        terms += [f"adapt.{name}" for name in ("weights", "strength") if getattr(distill.adapt, name) is not None]
-        terms += [] if self.width is None else ["width"]
-        soft = distill.alpha != 1.0 if distill.soft is None else distill.soft != 0.0
-        if soft and (self.online is None or self.online.swap is None):
-            terms.append("soft labels (distill.alpha below 1)" if distill.soft is None else "soft")
+        if is_real:
+            terms += ["logit_match"] if distill.logit_match != 0.0 else []
+            terms += [f"adapt.{name}" for name in ("weights", "strength") if getattr(distill.adapt, name) is not None]
+            terms += [] if self.width is None else ["width"]
+            soft = distill.alpha != 1.0 if distill.soft is None else distill.soft != 0.0
+            if soft and (self.online is None or self.online.swap is None):
+                terms.append("soft labels (distill.alpha below 1)" if distill.soft is None else "soft")
         if terms:
-            listed = " and ".join(dict.fromkeys(terms))
-            raise ValueError(
-                f"a teacher is missing for {listed}: set teacher, or leave them out and distill.alpha at 1"
-            )
-        if self.mix.logits == "stored":
+            listed, also = " and ".join(dict.fromkeys(terms)), " and distill.alpha at 1" if is_real else ""
+            raise ValueError(f"a teacher is missing for {listed}: set teacher, or leave them out{also}")
+        if is_real and self.mix.logits == "stored":
             raise ValueError("real images have no stored logits without a teacher: set mix.logits to fresh")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, Tag, model_validator
+from pydantic import Field, PrivateAttr, Tag, model_validator
 
 from synthkd.generators.settings import (
     FROM_REAL,
@@ -56,6 +56,18 @@ class GeneratedSet(_Source):
     bank: BankSettings = BankSettings()
     live: Share = 0.0
     """Share of each batch that are fresh samples, which are not stored; the rest is drawn from the bank."""
+    _by_teacher: bool = PrivateAttr(default=False)
+
+    def choose(self, generator: GeneratorSettings) -> GeneratedSet:
+        """The same with the generator that the teacher has chosen, which `is_chosen` tells."""
+        chosen = self.model_copy(update={"generator": generator})
+        chosen._by_teacher = True
+        return chosen
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether the recipe names no generator."""
+        return self._by_teacher or isinstance(self.generator, ChosenByTeacher)
 
     @property
     def needs(self) -> frozenset[TeacherAccess]:

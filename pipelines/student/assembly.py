@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from synthkd.data.read.decode import some
 from synthkd.data.read.real import load_splits
+from synthkd.data.read.splits import RealData
 from synthkd.data.read.unlabelled import read_unlabelled
 from synthkd.data.written.soft_labelled import read_soft_labelled
 from synthkd.distillation import phases
@@ -29,7 +30,7 @@ from synthkd.models import Classifier, TeacherContract, probe
 from synthkd.models.black_box import BlackBox, black_box_of
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.batch_size import BatchSize, choose_batch_size
-from synthkd.pipelines.run.images import fitted_dataset, fitted_splits, keep_data
+from synthkd.pipelines.run.images import fitted, fitted_dataset, fitted_splits, keep_data
 from synthkd.pipelines.run.several import require_shareable
 from synthkd.pipelines.run.tested import training_data
 from synthkd.pipelines.scores.running import RunningScores, build_scores
@@ -100,6 +101,15 @@ class Assembly:
     warnings: tuple[str, ...]
     trial: Trial
     given: Classifier | None
+
+    def fitted_test(self, test: RealData | None) -> RealData | None:
+        """The test images with labels as numbers of the teacher's classes.
+
+        Raises:
+            DataError: they are of another size, or of classes that the teacher does not have.
+        """
+        subject = self.subject
+        return None if test is None else fitted("test", test, subject.spec, subject.class_names, lacks_classes=True)
 
     @property
     def learner(self) -> Learner:

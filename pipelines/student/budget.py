@@ -167,6 +167,7 @@ def fill(
     accelerator, wanted = make_accelerator(config), _measuring_seconds(config.budget)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         first = assemble(config, models, accelerator, None, student)  # loads libraries, which the run's parts do not
+        first.fitted_test(test)  # a mistake should end the run before a black box is asked
         answer = 0.0 if directory is None else _asked(first, directory, started)
         del first
         loaded = time.perf_counter()

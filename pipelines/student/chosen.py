@@ -5,14 +5,14 @@ A budget's plan scales a part of the generator.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from synthkd.distillation.phases import generator_rounds
 from synthkd.distillation.terms.features import Transfer
-from synthkd.errors import SynthkdError
+from synthkd.errors import ConfigError, SynthkdError
 from synthkd.generators.method_settings import NoisyLabelSettings
 from synthkd.generators.settings import (
     ChosenByTeacher,
@@ -28,6 +28,7 @@ from synthkd.pipelines.config import DistillConfig, GeneratedSet
 from synthkd.pipelines.config.image_defaults import COLOURS, LARGEST
 from synthkd.pipelines.run.budget import MOST
 from synthkd.settings import Curve, HintTerm, MixSettings, PhaseSettings, Schedule
+from synthkd.settings.load import load_config
 from synthkd.taps import has_statistics
 
 HINT = Curve(kind="cosine", start=50.0, end=0.0)
@@ -53,11 +54,13 @@ def with_generator(config: DistillConfig, teacher: Classifier | None) -> tuple[D
     why: tuple[str, ...] = ()
     generator = generated.generator
     if isinstance(generator, ChosenByTeacher):
-        generator, words = _suiting(teacher, config.mix)
-        why = (f"generator: {words}",)
+        suiting, words = _suiting(teacher, config.mix)
+        source, why = generated.choose(_with_keys(suiting, generator.keys)), (f"generator: {words}",)
     elif isinstance(generator, DiffusionSettings) and config.planned is not None:
-        generator = _in_plan(generator, config.phases, config.planned.phases)
-    source = generated.model_copy(update={"generator": generator})
+        changed = _in_plan(generator, config.phases, config.planned.phases)
+        source = generated.model_copy(update={"generator": changed})
+    else:
+        return config, ()
     transfer_set = config.transfer_set
     if isinstance(transfer_set, GeneratedSet):
         return config.model_copy(update={"transfer_set": source}), why
@@ -119,6 +122,21 @@ def _in_plan(
     before, after = generator_rounds(of_recipe), generator_rounds(phases)
     horizon = round(generator.horizon * after / before) if before else generator.horizon
     return generator.model_copy(update={"horizon": min(MOST, max(1, horizon))})
+
+
+def _with_keys(generator: GeneratorSettings, keys: Mapping[str, object]) -> GeneratorSettings:
+    """The generator with further keys of the recipe.
+
+    Raises:
+        ConfigError: it has no such key, or not with such a value.
+    """
+    chosen, place = type(generator), "transfer_set.generator"
+    if unknown := [key for key in keys if key not in chosen.model_fields]:
+        raise ConfigError(f"{place}.{unknown[0]}: this teacher chooses {generator.kind}, which has no such key")
+    try:
+        return load_config(chosen, generator.model_dump() | dict(keys), [])
+    except ConfigError as error:
+        raise ConfigError(f"{place}, {generator.kind}: {error}") from None
 
 
 def _suiting(teacher: Classifier, mix: MixSettings) -> tuple[GeneratorSettings, str]:

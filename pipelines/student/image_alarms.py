@@ -10,6 +10,7 @@ from torch import Tensor
 from synthkd.data.sources import RealImages
 from synthkd.distillation import alarms
 from synthkd.distillation.alarms import Alarm
+from synthkd.errors import ModelError
 from synthkd.generators.method_settings import BatchwiseSettings, ContinuousSettings, PixelInversionSettings
 from synthkd.generators.settings import (
     CGANSettings,
@@ -66,6 +67,15 @@ def advice_for(source: GeneratedSet | StoredSet, key: str) -> Advice:
     if isinstance(source, StoredSet):
         again = "generate the dataset again, with a longer training or another generator"
         return Advice(f"use {key}.bank.policy=class_balanced, or {again}", again, again)
+    advice, own = _advice_for(source, key), f"{key}.generator"
+    if not source.is_chosen:
+        return advice
+    # Keys of a generator without its kind are those of another one, with other defaults.
+    texts = (advice.imbalance, advice.collapse, advice.statistics)
+    return Advice(*(f"{text} (with {own}.kind=auto)" if f"{own}." in text else text for text in texts))
+
+
+def _advice_for(source: GeneratedSet, key: str) -> Advice:
     own, balanced = f"{key}.generator", f"use {key}.bank.policy=class_balanced"
     rounds = "give the generator more rounds"
     match source.named:
@@ -126,16 +136,11 @@ class ImageAlarms:
             return [] if logits is None else [alarms.class_imbalance(logits, self.advice.imbalance)]
         tick = watch("generated images, for alarms", len(newest), LEAST_IMAGES)
         outputs, features = self._observe(self.teacher, newest.images, tick)
-        return [
-            alarms.class_imbalance(outputs.logits.cpu(), self.advice.imbalance),
-            alarms.collapse(
-                features,
-                newest.labels[: len(features)],
-                self.advice.collapse,
-                self._real_similarity(self.teacher, watch),
-            ),
-            alarms.statistics_gap(outputs.statistics, self.advice.statistics),
-        ]
+        raised = [alarms.class_imbalance(outputs.logits.cpu(), self.advice.imbalance)]
+        if features is not None:
+            labels, real = newest.labels[: len(features)], self._real_similarity(self.teacher, watch)
+            raised.append(alarms.collapse(features, labels, self.advice.collapse, real))
+        return [*raised, alarms.statistics_gap(outputs.statistics, self.advice.statistics)]
 
     def _real_similarity(self, teacher: Classifier, watch: Watch) -> float | None:
         """The largest similarity within a class of the real images; None without two images of a class."""
@@ -144,12 +149,18 @@ class ImageAlarms:
         count = images_within(IMAGES, self.real.images.shape[1:].numel())
         tick = watch("real images, for alarms", min(count, len(self.real)), LEAST_IMAGES)
         _, features = self._observe(teacher, to_float(self.real.images[:count]), tick)
-        return alarms.largest_similarity(features, self.real.labels[: len(features)])
+        return None if features is None else alarms.largest_similarity(features, self.real.labels[: len(features)])
 
-    def _observe(self, teacher: Classifier, images: Tensor, tick: Tick) -> tuple[Outputs, Tensor]:
-        """What the teacher makes of images, and its penultimate features `[N, D]`, both on the CPU."""
-        penultimate = head(teacher) + INPUT
+    def _observe(self, teacher: Classifier, images: Tensor, tick: Tick) -> tuple[Outputs, Tensor | None]:
+        """What the teacher makes of images, and its penultimate features `[N, D]`, both on the CPU.
+
+        There are none of a network without a last layer that is found.
+        """
+        try:
+            penultimate = [head(teacher) + INPUT]
+        except ModelError:
+            penultimate = []
         outputs = observe_in_chunks(
-            teacher, images, self.batch_size, self.device, features=[penultimate], statistics=True, tick=tick
+            teacher, images, self.batch_size, self.device, features=penultimate, statistics=True, tick=tick
         )
-        return outputs, pooled(outputs.features[penultimate])
+        return outputs, pooled(outputs.features[penultimate[0]]) if penultimate else None

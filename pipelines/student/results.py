@@ -298,9 +298,8 @@ def _ratio(student: Classifier, teacher: Classifier, ours: Proportion | None, th
     share = None
     if ours is not None and theirs is not None and theirs.value > 0:
         share = ours.value / theirs.value
-    if black_box_of(teacher) is not None:
-        return Ratio(accuracy=share)
-    return Ratio(parameters(student) / parameters(teacher), share)
+    count = 0 if black_box_of(teacher) is not None else parameters(teacher)
+    return Ratio(parameters(student) / count if count else None, share)  # a teacher may keep its weights elsewhere
 
 
 def _quality(rank: TeacherQuality) -> QualityResult:

@@ -45,6 +45,8 @@ from synthkd.settings import BankSettings, StreamData
 from synthkd.training.learner import Learner
 from synthkd.types import WHOLE, Batch, ImageSpec, Part, Rounds, TrainableGenerator, balanced_labels, takes_labels
 
+OF_TRIAL = 10_000
+"""Largest bank, in images, that stands for one on disk where there is no run directory."""
 HELD_OUT_PART = 10
 """At most this part of a black box's budget is spent on held-out images: a tenth."""
 
@@ -242,9 +244,10 @@ class TransferSetBuilder:
         for_labels = takes_labels(generator)
 
         def live(count: int, step: int, part: Part = WHOLE) -> Batch:
-            wanted, first = part.size(count), step * batch_size + part.of(count).start  # a random row for each sample
-            # One at least is made, since a process may have fewer images than others.
-            labels = balanced_labels(max(1, wanted), first, self.subject.spec.classes)
+            wanted, start = part.size(count), part.of(count).start
+            first = step * batch_size + start  # a random row for each sample
+            # In turn over the steps. One at least is made, since a process may have fewer images than others.
+            labels = balanced_labels(max(1, wanted), step * count + start, self.subject.spec.classes)
             images = self._processes.samples(
                 lambda some, place: generator.sample(some, difficulty.value, Rows(config.seed, "live", first + place)),
                 labels,
@@ -307,7 +310,7 @@ def build_bank(
         facts: of the generator, or None.
         spec: sizes of the images and number of classes.
         accelerator: the process; each has its own files.
-        directory: the run directory; None for a dry run, in which the bank is in memory.
+        directory: the run directory; None for a dry run, in which a bank on disk is a small one in memory.
         stored: the stored dataset, or None.
 
     Raises:
@@ -333,9 +336,10 @@ def build_bank(
                 f"transfer_set.bank.capacity: a round of {images} images does not fit {settings.capacity}; make it "
                 "larger"
             )
+        if directory is None and settings.storage == "disk":
+            few = min(settings.capacity, max(OF_TRIAL, images))
+            settings = settings.model_copy(update={"storage": "ram", "capacity": few})
     else:
         return None
-    if directory is None and settings.storage == "disk":
-        settings = settings.model_copy(update={"storage": "ram"})
     files = None if directory is None else directory / "bank" / f"process{accelerator.process_index}"
     return MemoryBank(spec, settings, config.seed, files)

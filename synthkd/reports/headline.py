@@ -38,7 +38,7 @@ def ratio(result: DistillResult, key: str) -> float | None:
     """Student over teacher in accuracy, parameters, bytes or latency_ms: as measured, or from the two numbers."""
     measured: float | None = getattr(result.ratio, key, None)
     student, teacher = getattr(result.student, key), getattr(result.teacher, key, None)
-    if measured is None and student is not None and teacher is not None:
+    if measured is None and student is not None and teacher:
         return float(student / teacher)
     return measured
 

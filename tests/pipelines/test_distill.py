@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from synthkd.errors import CheckpointError, ConfigError, DataError, ModelError, 
 from synthkd.models import load
 from synthkd.pipelines import distill, generate, teach
 from synthkd.pipelines.config import DistillConfig, GenerateConfig, TeachConfig
+from synthkd.pipelines.distill import Distilled
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.settings import DigitsData
 from synthkd.settings.load import load_config
@@ -509,6 +511,46 @@ def test_other_classes_are_refused_with_both_lists(teacher: Path, tmp_path: Path
         distill(config_for(teacher, None, test=data), dry_run=True)
 
 
+def test_in_mixed_precision_the_student_that_is_returned_computes_as_the_saved_one(
+    teacher: Path, tmp_path: Path
+) -> None:
+    few = [{"kind": "pregenerate", "rounds": 1}, {"kind": "refine", "steps": 2}]
+    plain = {"batch_size": 32, "optimizer": {"lr": 5e-3}}  # without an average of the weights, which is a copy
+    done = distill(config_for(teacher, tmp_path / "run", precision="bf16", phases=few, distill=plain))
+    assert isinstance(done, Distilled)
+    images = torch.rand(20, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(done.student(images), load(tmp_path / "run")(images))
+
+
+def test_test_images_that_do_not_fit_end_a_run_before_its_teacher_is_trained(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((4, 9, 9), np.uint8), labels=np.zeros(4, int))
+    test = {"kind": "npz", "path": str(tmp_path / "a.npz")}
+    taught = {"kind": "train", **{key: TEACHER[key] for key in ("data", "model", "training")}}
+    source = {**SMALL, "teacher": taught, "test": test}
+    for number, changes in enumerate(({}, {"budget": "60s"})):
+        out = tmp_path / f"run{number}"
+        with pytest.raises(ConfigError, match=r"test: a\.npz has 1x9x9 images"):
+            distill(load_config(DistillConfig, {**source, **changes, "out": str(out)}, []))
+        assert not list(out.rglob("*.safetensors"))
+
+
+def test_a_key_beside_kind_auto_is_one_of_the_generator_that_the_teacher_chooses(teacher: Path) -> None:
+    chosen = config_for(teacher, None, transfer_set={"generator": {"kind": "auto", "batch_size": 20}})
+    plan = str(distill(chosen, dry_run=True))
+    assert "generator: inversion, since" in plan
+    assert "generator rounds: 9, 180 images" in plan
+    wrong = config_for(teacher, None, transfer_set={"generator": {"kind": "auto", "noise": 3}})
+    with pytest.raises(ConfigError, match=r"generator\.noise: this teacher chooses inversion, which has no such key"):
+        distill(wrong, dry_run=True)
+
+
+def test_a_dry_run_holds_no_bank_that_goes_to_disk(teacher: Path) -> None:
+    bank = {"storage": "disk", "capacity": 100_000_000}
+    plan = str(distill(config_for(teacher, None, transfer_set={**GENERATED, "bank": bank}), dry_run=True))
+    assert re.search(r"and 12,000 MB of memory bank while it runs", plan)
+
+
 def test_the_plan_counts_the_test_images(teacher: Path, tmp_path: Path) -> None:
     test = load_splits(DigitsData(kind="digits")).test
     few = test.labels < 4
@@ -564,6 +606,11 @@ STORED: dict[str, Any] = {"kind": "stored", "path": "x"}
             {"teacher": None, "transfer_set": STORED, "phases": SMALL["phases"][2:], "mix": {"logits": "fresh"}},
             "a teacher is missing",
         ),
+        (
+            {"teacher": None, "transfer_set": STORED, "phases": SMALL["phases"][2:], "distill": {"hint": 1.0}},
+            "a teacher is missing for hint: set teacher, or leave them out$",
+        ),
+        ({"transfer_set": {"generator": {"kind": "auto", "colour": 1}}}, "colour: no kind that a teacher chooses has"),
         ({"transfer_set": STORED, "phases": SMALL["phases"]}, "nothing is generated, so a student has refine phases"),
         ({"transfer_set": {**STORED, "live": 0.1}}, r"transfer_set\.live: unknown key of kind stored"),
         ({"transfer_set": {"generator": {"kind": "cgan"}}}, r"cgan learns from real images: set transfer_set\.data"),

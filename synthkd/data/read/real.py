@@ -110,7 +110,12 @@ def load_test(settings: TestSettings, training: Iterable[DataSettings | Unlabell
             f"test: the student learns from {name}, without its labels, so it tests nothing; name another set"
         )
     if source.train is None and share is not None and share < 1.0:
-        return split(source, name, share, settings.holdout, settings.split_seed).test
+        test = split(source, name, share, settings.holdout, settings.split_seed).test
+        if not len(test):
+            raise DataError(
+                f"test: a share of {share:g} leaves no image of {name} to test on; raise it, or name other images"
+            )
+        return test
     check_labels(source.labels, len(source.class_names), name)
     rows = slice(source.train or 0, None)
     channels, height, width = source.images.shape[1:]

@@ -142,3 +142,11 @@ def test_settings_of_training_data_in_python_keep_their_split(path: Path) -> Non
     found = read_test(changed)
     assert found is not None
     assert len(found) == 10
+
+
+def test_a_training_that_takes_all_images_leaves_none_to_test_on(path: Path) -> None:
+    trained = NpzData(kind="npz", path=str(path), test=0.0)
+    with pytest.raises(
+        DataError, match=r"test: a share of 0 leaves no image of .*set\.npz to test on; raise it, or name"
+    ):
+        load_test(NpzTest(kind="npz", path=str(path)), [trained])

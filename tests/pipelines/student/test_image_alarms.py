@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from torch import nn
 
 from synthkd.data.sources import RealImages
 from synthkd.generators.method_settings import (
@@ -21,6 +22,7 @@ from synthkd.generators.settings import (
     PipelineSettings,
     PixelSettings,
 )
+from synthkd.models import Classifier
 from synthkd.models.zoo import build
 from synthkd.pipelines.config import GeneratedSet, StoredSet
 from synthkd.pipelines.student.image_alarms import Advice, ImageAlarms, advice_for
@@ -67,3 +69,28 @@ def test_images_as_alike_as_the_real_ones_raise_no_alarm() -> None:
     real = RealImages((images * 255).byte(), labels)
     beside = [alarm for alarm in ImageAlarms(teacher, device, advice, real)(batch) if alarm is not None]
     assert "collapse" not in {alarm.name for alarm in beside}
+
+
+class Normed(nn.Module):
+    """A network whose last layer is none that is found."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.weight = nn.Parameter(torch.rand(10, 4))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.conv(images).mean((2, 3))) @ self.weight.T
+
+
+def test_a_teacher_without_a_known_last_layer_has_the_other_alarms() -> None:
+    teacher = Classifier(Normed(), ImageSpec(1, 8, 8, 10)).eval()
+    batch = Batch(torch.rand(40, 1, 8, 8), torch.arange(40) % 10)
+    raised = ImageAlarms(teacher, torch.device("cpu"), Advice("a", "b", "c"))(batch)
+    assert len(raised) == 2, "of the predictions and the statistics, none of the features"
+
+
+def test_the_remedy_of_a_generator_that_the_teacher_chose_keeps_that_choice() -> None:
+    source = GeneratedSet().choose(NoisyLabelSettings(kind="noisy_label"))
+    assert "generator.one_hot" in (text := advice_for(source, "transfer_set").imbalance)
+    assert text.endswith("(with transfer_set.generator.kind=auto)")

@@ -85,3 +85,9 @@ def test_fast_processes_make_rounds_of_their_own_and_save_those_made_ahead(world
     assert isinstance(generated.rounds.generator, OwnRounds) is own
     assert ("rounds" in generated.state) is own
     assert rounds_at_once(builder.config, world) == (world if own else 1)
+
+
+def test_fresh_samples_take_classes_in_turn_over_the_steps() -> None:
+    dataset = builder_of(0, 1, live=0.1).build().dataset
+    labels = [int(batch.labels[batch.images.flatten(1).amax(1) > 0]) for batch in map(dataset.draw, range(6))]
+    assert labels == [0, 1, 2, 0, 1, 2]
