@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,6 +14,7 @@ from synthkd.compression.capacity import TeacherQuality, compare_teachers
 from synthkd.data.read.real import RealData
 from synthkd.distillation import alarms
 from synthkd.distillation.teachers import TeacherTeam
+from synthkd.errors import ModelError
 from synthkd.metrics.untested import Calibration, Range
 from synthkd.metrics.utility import Predictor, Proportion, accuracy, predict
 from synthkd.models import Classifier, parameters
@@ -277,7 +279,8 @@ class _Closing:
         quality: Sequence[TeacherQuality | None] = [None] * len(models)
         if held_out is not None:
             images = to_uint8(held_out.images[:QUALITY_IMAGES]).cpu()
-            quality = compare_teachers(models, images, assembly.config.seed, assembly.batch.of_process)
+            with suppress(ModelError):  # of a network without a last layer that is found
+                quality = compare_teachers(models, images, assembly.config.seed, assembly.batch.of_process)
         counts: Sequence[int | None] = assembly.evaluation.controllers.selected or [None] * len(models)
         teachers = []
         for (name, model), rank, count in zip(models.items(), quality, counts, strict=True):

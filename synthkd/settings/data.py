@@ -213,7 +213,8 @@ class ReplaySettings(Settings):
     priority_exponent: Fraction = 0.4
     """Exponent of the priority in the probability of a draw (prioritized)."""
     importance_exponent: Fraction = 1.0
-    """Exponent of the importance weights that correct the bias of prioritized draws; 1 corrects it fully.
+    """Exponent of the importance weights that correct the bias of prioritized draws; 1 corrects it fully, but for the
+    second images of mixtures.
 
     The weights apply to every term that is a mean over images, not to relations between images or distances of
     distributions."""
