@@ -75,6 +75,7 @@ LONGER = (
     ("digits", "noisy", 400, 1500),
     ("fashion", "noisy", 300, 800),
     ("cifar10", "noisy", 400, 1500),
+    ("cifar10", "hinted", 400, 1500),
 )
 """Data, kind of images, and the steps of two runs with one recipe and student."""
 USUAL = ("convnet 12", "convnet 16", "lenet5 3", "resnet 16 8")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from scipy import stats
 
 from benchmarks.common import Row
+from benchmarks.estimate_runs import NOISY
 from synthkd.metrics.untested import BY_FOUR, BY_LEARNED, Logits, Range, estimated_accuracy, share
 
 Values = dict[str, float]
@@ -46,7 +47,7 @@ ESTIMATES = {
 """Name of an estimate -> its logit by the values of a cell."""
 SHIPPED = {
     "by_four": ("the four", ("recipe", "default")),
-    "by_learned": ("1 - (1 - a)^1.5 of these", ("noisy",)),
+    "by_learned": ("1 - (1 - a)^1.5 of these", NOISY),
 }
 """Name of a calibration, in capitals in `synthkd.metrics.untested` -> its estimate, and the images of its runs."""
 DRAWN = "drawn"

@@ -54,6 +54,8 @@ REAL: Row = {
 }
 PREGENERATED = {"digits": (14, 7), "fashion": (10, 5), "lenet": (40, 0), "cifar10": (8, 4)}
 """Rounds before the student, and how many of them are discarded."""
+NOISY = ("noisy", "hinted")
+"""Images of the generator `noisy_label`."""
 NOISY_ROUNDS = 6
 """Rounds of `noisy_label` before the student."""
 VIEWS: dict[str, Row] = {"cifar10": {"shift": 4, "flip": True}}
@@ -71,7 +73,7 @@ class Cell:
         steps: of the student.
         images: "recipe": that of the data; "drawn": the same with the generator `procedural`; "default": the defaults
             of a student of real images, with those of the generator; "noisy": the generator `noisy_label`, without
-            mixtures.
+            mixtures; "hinted": the same with the hints of the recipe `cifar10`.
         seed: of the run.
     """
 
@@ -122,6 +124,9 @@ CELLS = (
     Cell("fashion", _convnet(16), 800, "noisy"),
     Cell("digits", _convnet(12), 1500, "noisy"),
     Cell("cifar10", _resnet(16), 1500, "noisy"),
+    Cell("cifar10", _resnet(16), 400, "hinted"),
+    Cell("cifar10", _resnet(16), 1500, "hinted"),
+    Cell("cifar10", _resnet(8), 1500, "hinted"),
 )
 """In the order in which they run; every dataset has its turn early."""
 EARLIER = 11
@@ -170,20 +175,25 @@ def teacher_settings(name: str, files: Files, threads: int) -> Row:
     }
 
 
-def _noisy(views: Row) -> Row:
-    return {
+def _noisy(recipe: Row, views: Row, hinted: bool) -> Row:
+    changes: Row = {
         "transfer_set": {"generator": {"kind": "noisy_label", **views}, "difficulty": {"augment": False}},
         "mix": {"mixup": 0.0, **views},
     }
+    if hinted:
+        hint = {"kind": "cosine", "start": 50.0, "end": 0.0}
+        optimizer = {**recipe["distill"]["optimizer"], "clip": 5.0}
+        changes["distill"] = {**recipe["distill"], "hint": hint, "optimizer": optimizer}
+    return {**recipe, **changes}
 
 
 def run(cell: Cell, files: Files, threads: int) -> Path:
     """Run a cell without test data, or find it finished: its run directory."""
     rounds, discard = PREGENERATED[cell.data]
     recipe = REAL if cell.images == "default" else RECIPES[cell.data]
-    if cell.images == "noisy":
+    if cell.images in NOISY:
         rounds, discard = NOISY_ROUNDS, 0
-        recipe = {**recipe, **_noisy(VIEWS.get(cell.data, {}))}
+        recipe = _noisy(recipe, VIEWS.get(cell.data, {}), cell.images == "hinted")
     if cell.images == "drawn":
         given = {key: value for key, value in recipe["transfer_set"].items() if key != "generator"}
         recipe = {**recipe, "transfer_set": {**given, "generator": {"kind": "procedural"}}}

@@ -86,10 +86,11 @@ def check(phases: Sequence[PhaseSettings], needs_bank: bool) -> None:
 def describe(phase: PhaseSettings) -> str:
     """One phase in words, for the plan of a run."""
     if isinstance(phase, Pregenerate):
-        return f"pregenerate {phase.rounds:,} rounds"
+        return f"pregenerate {phase.rounds:,} round{'s' * (phase.rounds > 1)}"
+    steps = f"{phase.steps:,} step{'s' * (phase.steps > 1)}"
     if isinstance(phase, Joint):
-        return f"joint {phase.steps:,} steps with a round every {phase.every:,}"
-    return f"refine {phase.steps:,} steps"
+        return f"joint {steps} with a round every {phase.every:,}"
+    return f"refine {steps}"
 
 
 def build(
