@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from synthkd.errors import ModelError
 from synthkd.privacy.accounting import epsilon
 from synthkd.privacy.claims import dp_statement
 from synthkd.privacy.ledger import Adjacency, Ledger, Release
-from synthkd.rng import stream
+from synthkd.rng import stream, unpredictable
 from synthkd.system.files import write_atomically
 from synthkd.system.sealed import sealed_tensors, unsealed_tensors
 from synthkd.system.text import parse_json
@@ -245,11 +244,8 @@ def release(
         The embedding, which may be published at the cost in its `ledger`.
     """
     exact = embed(images, labels, fourier, device)
-    if test_seed is None:
-        # The run's seed is public: noise from it could be computed and subtracted. 63 bits, since seeds are signed.
-        rng = torch.Generator().manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
-    else:
-        rng = stream(test_seed, "merf/release")
+    # The run's seed is public: noise from it could be computed and subtracted.
+    rng = unpredictable() if test_seed is None else stream(test_seed, "merf/release")
     scale = noise_multiplier * 2.0 / len(labels)
     # In float64, and rounded only after the noise: rounding then is post-processing, too.
     noisy = (exact + scale * torch.randn(exact.shape, generator=rng, dtype=torch.float64)).float()

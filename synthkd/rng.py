@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,28 @@ def stream(seed: int, purpose: str, step: int = 0) -> torch.Generator:
     Draw on the CPU and move the result, so that all devices get the same numbers.
     """
     return torch.Generator().manual_seed(derive(seed, purpose, step))
+
+
+def unpredictable() -> torch.Generator:
+    """A torch generator on the CPU that nobody can draw again: the operating system gives its whole state.
+
+    On a CPU `manual_seed` uses 32 bits of a seed, all of which somebody could try in a day. The generator's
+    `initial_seed()` has 63 random bits, for a device that uses all of them.
+
+    Raises:
+        RuntimeError: this version of torch keeps the state of a generator in another form.
+    """
+    rng = torch.Generator().manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
+    state = rng.get_state()
+    words = state[_WORDS].view(torch.int64)  # of the Mersenne Twister, 32 bits each
+    known = np.random.RandomState(rng.initial_seed() & 0xFFFFFFFF).get_state(legacy=True)[1]
+    if not np.array_equal(words.numpy(), np.asarray(known, dtype=np.int64)):
+        raise RuntimeError("this version of torch keeps the state of a generator in another form; take another version")
+    words.copy_(torch.from_numpy(np.frombuffer(os.urandom(4 * len(words)), dtype=np.uint32).astype(np.int64)))
+    return rng.set_state(state)
+
+
+_WORDS = slice(24, 24 + 8 * 624)
 
 
 def numpy_stream(seed: int, purpose: str, step: int = 0) -> np.random.Generator:

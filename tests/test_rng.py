@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from synthkd.rng import Rows, derive, stream
+from synthkd.rng import Rows, derive, stream, unpredictable
 
 
 def test_derive_differs_in_every_argument() -> None:
@@ -31,3 +31,14 @@ def test_rows_are_normal() -> None:
     assert abs(float((values**4).mean()) - 3) < 4 * (96 / n) ** 0.5
     correlation = torch.corrcoef(values.T) - torch.eye(25)
     assert float(correlation.abs().max()) < 5 / 4000**0.5
+
+
+def test_an_unpredictable_generator_is_not_drawn_again_by_its_seed() -> None:
+    rng = unpredictable()
+    again = torch.Generator().manual_seed(rng.initial_seed())
+    numbers = torch.randn(1000, generator=rng, dtype=torch.float64)
+    assert not torch.equal(numbers, torch.randn(1000, generator=again, dtype=torch.float64))
+    assert abs(float(numbers.mean())) < 0.2
+    assert 0.85 < float(numbers.std()) < 1.15
+    words = [one.get_state()[24:].view(torch.int64)[:624] for one in (rng, unpredictable())]
+    assert len(torch.cat(words).unique()) > 1200, "every word of the state is of its own"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -154,13 +155,12 @@ class ImageAlarms:
     def _observe(self, teacher: Classifier, images: Tensor, tick: Tick) -> tuple[Outputs, Tensor | None]:
         """What the teacher makes of images, and its penultimate features `[N, D]`, both on the CPU.
 
-        There are none of a network without a last layer that is found.
+        There are none of a network without a last layer that is found and runs.
         """
+        seen = partial(observe_in_chunks, teacher, images, self.batch_size, self.device, statistics=True, tick=tick)
         try:
-            penultimate = [head(teacher) + INPUT]
+            penultimate = head(teacher) + INPUT
+            outputs = seen(features=[penultimate])
         except ModelError:
-            penultimate = []
-        outputs = observe_in_chunks(
-            teacher, images, self.batch_size, self.device, features=penultimate, statistics=True, tick=tick
-        )
-        return outputs, pooled(outputs.features[penultimate[0]]) if penultimate else None
+            return seen(), None
+        return outputs, pooled(outputs.features[penultimate])

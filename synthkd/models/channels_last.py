@@ -14,6 +14,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from synthkd.taps import evaluating
+from synthkd.types import ImageSpec
+
 VECTOR = 16
 """float32 numbers in the widest vector; layers with fewer input channels must avoid that kernel."""
 
@@ -23,13 +26,35 @@ Network = TypeVar("Network", bound=nn.Module)
 def frozen_channels_last(network: Network) -> Network:
     """Put a network that is not trained into channels_last, in place, and return it.
 
-    Weights of other than four dimensions, as a 3D convolution has, stay as they are.
+    Weights of other than four dimensions, as a 3D convolution has, stay as they are. So does a classifier whose own
+    code reads maps in the contiguous order, as `maps.view(len(maps), -1)` does.
     """
     # `network.to` fails at weights of five dimensions.
-    for value in (*network.parameters(), *network.buffers()):
-        if value.dim() == 4:
-            value.data = value.data.to(memory_format=torch.channels_last)
+    weights = [value for value in (*network.parameters(), *network.buffers()) if value.dim() == 4]
+    for value in weights:
+        value.data = value.data.to(memory_format=torch.channels_last)
+    if not _runs(network):
+        for value in weights:
+            # A clone: a 1x1 kernel counts as contiguous in both orders, so `contiguous` would change nothing.
+            value.data = value.data.clone(memory_format=torch.contiguous_format)
+        body = network.get_submodule("body")
+        if _all_contiguous not in body._forward_pre_hooks.values():
+            body.register_forward_pre_hook(_all_contiguous)  # images of a generator are in channels_last, too
     return network
+
+
+def _runs(network: nn.Module) -> bool:
+    """Whether a classifier takes two black images; True for a network that does not tell its images."""
+    spec = getattr(network, "spec", None)
+    weight = next(network.parameters(), None)
+    if not isinstance(spec, ImageSpec) or weight is None or "body" not in network._modules:
+        return True
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(network):
+            network(torch.zeros(2, *spec.shape, device=weight.device))
+    except Exception:  # of other people's code; what it says in the contiguous order counts
+        return False
+    return True
 
 
 def channels_last(network: Network) -> Network:
@@ -37,15 +62,21 @@ def channels_last(network: Network) -> Network:
 
     While their weights are trained on a CPU, strided 1x1 convolutions of few channels run in the contiguous order.
     """
-    for layer in frozen_channels_last(network).modules():
+    frozen_channels_last(network)
+    if any(_all_contiguous in module._forward_pre_hooks.values() for module in network.children()):
+        return network
+    for layer in network.modules():
         if isinstance(layer, nn.Conv2d) and set(layer.kernel_size) == {1} and max(layer.stride) > 1:
-            # A clone: a 1x1 kernel counts as contiguous in both orders, so `contiguous` would change nothing.
             layer.weight.data = layer.weight.data.clone(memory_format=torch.contiguous_format)
             # A teacher may be prepared twice, or be a copy that has the hooks already.
             if _contiguous not in layer._forward_pre_hooks.values():
                 layer.register_forward_pre_hook(_contiguous)
                 layer.register_forward_hook(_channels_last)
     return network
+
+
+def _all_contiguous(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(value.contiguous() for value in args)
 
 
 def _contiguous(layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -56,7 +87,7 @@ def _channels_last(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -
     return output.contiguous(memory_format=torch.channels_last) if _at_risk(layer, args[0]) else output
 
 
-HOOKS = (_contiguous, _channels_last)
+HOOKS = (_all_contiguous, _contiguous, _channels_last)
 """The hooks that a layer may have from here: they change the memory order and no value."""
 
 

@@ -93,7 +93,8 @@ class Classifier(nn.Module):
             raise ModelError(f"mean must be finite and std positive, got mean {mean} and std {std}")
         if class_names and len(class_names) != spec.classes:
             raise ModelError(f"class_names must name each of the {spec.classes} classes, got {len(class_names)} names")
-        self.normalize = Normalize(mean, std)
+        weight = next(body.parameters(), None)
+        self.normalize = Normalize(mean, std).to(None if weight is None else weight.device)
         self.body = body
         self.spec = spec
         self.recipe: dict[str, Any] = dict(recipe or {})

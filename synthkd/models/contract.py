@@ -77,6 +77,11 @@ def probe(
             probabilities of a softmax or a sigmoid; its logits of an image depend on the rest of the batch or on
             chance; or they have no gradient where it is needed.
     """
+    if teacher.spec.classes < 2:
+        raise ModelError(
+            f"{who} has one output, of which nothing can be learned: for two classes wrap it so that it gives "
+            "torch.cat([torch.zeros_like(z), z], 1) of its output z, and set `classes` to 2"
+        )
     weight = next(teacher.parameters(), torch.empty(0))
     # A generator of its own, so that the check does not move the random state of a run.
     generator = torch.Generator().manual_seed(0)
@@ -113,9 +118,13 @@ def _forward(teacher: Classifier, images: Tensor, who: str) -> Tensor:
             "dimension, as squeeze() does; flatten(1) keeps it"
         )
     if tuple(logits.shape) != (count, spec.classes):
+        output = teacher.body(teacher.normalize(images))
+        shapes = [list(part.shape) for part in output if isinstance(part, Tensor)] if isinstance(output, tuple) else []
+        remedy = "set `classes` to what it was trained for"
+        if [count, spec.classes] in shapes:
+            remedy = f"it gives tensors {', '.join(map(str, shapes))}: wrap it so that the logits come first"
         raise ModelError(
-            f"{who} must give logits [N, {spec.classes}] for {spec}, got {list(logits.shape)} for "
-            f"N={count}; set `classes` to what it was trained for"
+            f"{who} must give logits [N, {spec.classes}] for {spec}, got {list(logits.shape)} for N={count}; {remedy}"
         )
     return logits
 

@@ -63,7 +63,7 @@ def construct(
         require_name(name)
         body = _call(name, resolve(name, "model", source, options), options)
     recipe = {"kind": "load", "model": name, "options": dict(options)}
-    return in_float32(Classifier(body, spec, mean, std, recipe, class_names))
+    return in_float32(Classifier(body.cpu(), spec, mean, std, recipe, class_names))
 
 
 def require_name(name: str) -> None:

@@ -167,7 +167,7 @@ def _built(saved: _Saved, source: Path) -> Classifier:
 def _around(network: nn.Module, saved: _Saved) -> Classifier:
     body = network.body if isinstance(network, Classifier) else network
     recipe = saved.recipe.model_dump(mode="json")
-    return in_float32(Classifier(body, saved.spec.image_spec, saved.mean, saved.std, recipe, saved.class_names))
+    return in_float32(Classifier(body.cpu(), saved.spec.image_spec, saved.mean, saved.std, recipe, saved.class_names))
 
 
 def read_config(path: Path, contents: type[Contents]) -> Contents:

@@ -20,6 +20,8 @@ from synthkd.system.text import first_line
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
 """What wrappers put before each name: DataParallel, torch.compile, Lightning and networks inside networks."""
+AVERAGES = "n_averaged"
+"""Counter beside the weights of torch's `AveragedModel`."""
 COUNTER = "num_batches_tracked"
 """BatchNorm's counter of batches, which PyTorch before 0.4.1 did not have."""
 PREFERRED = ("", "state_dict", "model_state_dict", "model", "net", "module")
@@ -132,6 +134,8 @@ def fitted(model: nn.Module, state: State, rename: Rename | None = None) -> Fit:
 
 def _renamed(state: State, rename: Rename | None) -> Iterator[tuple[State, tuple[str, ...]]]:
     """The state dict under its names, then without one prefix, without two and so on; each also renamed."""
+    if AVERAGES in state and all(name == AVERAGES or name.startswith(PREFIXES[0]) for name in state):
+        state = {name: value for name, value in state.items() if name != AVERAGES}
     removed = ""
     while True:
         notes = (f"without the prefix {removed}",) if removed else ()

@@ -132,7 +132,7 @@ def _with_containers(path: str) -> set[str]:
 
 def _fuse(layer: nn.Module, norm: nn.Module) -> nn.Module | None:
     """One layer that does what both do, or None if they cannot be folded."""
-    if not has_statistics(norm) or _has_hooks(layer) or _has_hooks(norm):
+    if not _shows_its_map(norm) or _has_hooks(layer) or _has_hooks(norm):
         return None
     # Exact types: a subclass may do more in its forward than its parent (an activation, standardised weights).
     with torch.no_grad():
@@ -142,6 +142,11 @@ def _fuse(layer: nn.Module, norm: nn.Module) -> nn.Module | None:
         if type(layer) is nn.Linear and type(norm) is nn.BatchNorm1d:
             return fuse_linear_bn_eval(layer, norm)
     return None
+
+
+def _shows_its_map(norm: nn.Module) -> bool:
+    """Whether it is a BatchNorm with all that `affine` reads; FrozenBatchNorm2d of DETR has eps in its code alone."""
+    return has_statistics(norm) and all(hasattr(norm, name) for name in ("eps", "weight", "bias"))
 
 
 class _Copy(nn.Module):
@@ -158,7 +163,7 @@ def _tells_its_input(norm: nn.Module, to_bias: float) -> bool:
         norm: the layer.
         to_bias: smallest ratio of a weight to its bias.
     """
-    if not has_statistics(norm):
+    if not _shows_its_map(norm):
         return False
     _, _, scale, bias = affine(norm)
     weight = getattr(norm, "weight", None)

@@ -13,7 +13,7 @@ from synthkd.models.classifier import Classifier, in_float32
 from synthkd.models.factories import construct, is_library, require_name
 from synthkd.models.file_kinds import ONNX, kind_of
 from synthkd.models.fitting import load_file
-from synthkd.models.folders import completed
+from synthkd.models.folders import LOCAL, completed
 from synthkd.models.onnx_networks import read_onnx_network
 from synthkd.models.onnx_session import OnnxNetwork
 from synthkd.models.programs import PROGRAMS, Script, opened, read_program
@@ -135,7 +135,9 @@ def is_fresh(settings: ZooModel | LoadedModel | GivenModel) -> bool:
     """Whether `build_model` gives random weights; False for a network or a factory of the user, which may load some."""
     if isinstance(settings, GivenModel):
         return False
-    return isinstance(settings, ZooModel) or (settings.weights is None and is_library(settings.model))
+    if isinstance(settings, ZooModel):
+        return True
+    return settings.weights is None and is_library(settings.model) and not settings.model.startswith(LOCAL)
 
 
 def _load_network_file(settings: LoadedModel, source: Path | None, layers: bool) -> Classifier:

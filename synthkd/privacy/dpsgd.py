@@ -7,7 +7,6 @@ interrupted runs included. Opacus clips the gradients and adds the noise.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from synthkd.privacy.calibration import noise_for
 from synthkd.privacy.claims import dp_statement
 from synthkd.privacy.journal import Journal
 from synthkd.privacy.ledger import Ledger, PoissonSteps
-from synthkd.rng import stream
+from synthkd.rng import stream, unpredictable
 from synthkd.schedules import learning_rate_factor
 from synthkd.settings import AugmentSettings, DPSettings, OptimizerSettings
 from synthkd.training.ema import WeightAverage
@@ -207,7 +206,7 @@ class PrivateLearner:
             if self._dp.test_seed is not None:
                 return stream(self._dp.test_seed, f"dp/{purpose}", step)
             # Not a stream of the run's seed: whoever knows the seed could subtract the noise.
-            return torch.Generator().manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
+            return unpredictable()
 
         return generator
 

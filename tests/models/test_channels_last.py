@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from synthkd.models import build
+from synthkd.models import Classifier, build
 from synthkd.models.channels_last import channels_last
+from synthkd.models.folding import fold_batch_norm
 from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec
 
@@ -35,3 +36,31 @@ def test_weights_of_five_dimensions_stay_as_they_are() -> None:
     assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert network[2].weight.is_contiguous()
     torch.testing.assert_close(network(images), before)
+
+
+class Viewing(nn.Module):
+    """LeNet as it is taught: its map is flattened by `view`, which goes by the order of the memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 5, padding=2), nn.Conv2d(6, 16, 1, stride=2)
+        self.last = nn.Linear(16 * 4 * 4, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.second(torch.relu(self.first(images)))
+        return self.last(maps.view(maps.size(0), -1))
+
+
+def test_a_network_that_views_its_maps_stays_in_their_order() -> None:
+    torch.manual_seed(0)
+    network = Classifier(Viewing(), ImageSpec(3, 8, 8, 10))
+    images = torch.rand(4, 3, 8, 8)
+    before = network(images)
+    for _ in range(2):
+        channels_last(network)
+        given = images.contiguous(memory_format=torch.channels_last).requires_grad_()
+        torch.testing.assert_close(network(given), before)
+        network(given).sum().backward()
+    assert network.training
+    folded = fold_batch_norm(network)
+    torch.testing.assert_close(folded(images.contiguous(memory_format=torch.channels_last)), before)

@@ -214,3 +214,24 @@ def test_a_forward_without_gradient_is_refused_where_it_is_needed(how: str, mess
 @pytest.mark.parametrize("how", ["none", "log probabilities"])
 def test_log_probabilities_are_logits_too(how: str) -> None:
     assert probe(Classifier(Broken(how), SPEC)).spec == SPEC
+
+
+def test_one_output_is_refused_with_what_makes_two_of_it() -> None:
+    model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), ImageSpec(1, 8, 8, 1))
+    with pytest.raises(ModelError, match="the teacher has one output, of which nothing can be learned"):
+        probe(model)
+
+
+def test_logits_behind_features_are_named() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x.flatten(1), self.linear(x.flatten(1))
+
+    with pytest.raises(
+        ModelError, match=r"it gives tensors \[8, 64\], \[8, 4\]: wrap it so that the logits come first"
+    ):
+        probe(Classifier(Two(), SPEC))

@@ -243,3 +243,12 @@ def test_what_a_module_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Versioned, "_version", 1)
     with pytest.raises(ModelError, match=r"the network refuses them: version should be set to 2 instead of 1; save"):
         load_file(nn.Sequential(Versioned(2, 3)), tmp_path / "w")
+
+
+def test_weights_of_torchs_averaged_model_load(tmp_path: Path) -> None:
+    model, state = nn.Sequential(nn.Linear(2, 3)), changed(nn.Sequential(nn.Linear(2, 3)).state_dict())
+    averaged = torch.optim.swa_utils.AveragedModel(nn.Sequential(nn.Linear(2, 3)))
+    averaged.module.load_state_dict(state)
+    torch.save(averaged.state_dict(), tmp_path / "w")
+    load_file(model, tmp_path / "w")
+    assert equal(model, state)

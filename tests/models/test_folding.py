@@ -339,3 +339,27 @@ def test_only_what_is_changed_in_place_is_copied() -> None:
     network = build_model(ZooModel(arch="resnet", width=4, depth=8), TINY)
     lively(network)
     assert not any(type(module).__name__ == "_Copy" for module in fold_batch_norm(network, statistics=True).modules())
+
+
+class Frozen(nn.Module):
+    """As DETR has it: the four buffers, and eps in the code alone."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.1), ("running_var", 2.0)):
+            self.register_buffer(name, torch.full((width,), value))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = self.weight * (self.running_var + 1e-5).rsqrt()
+        return (x - self.running_mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]
+
+
+Frozen.__name__ = "FrozenBatchNorm2d"
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+def test_a_frozen_layer_without_eps_is_left_as_it_is(statistics: bool) -> None:
+    shape = ImageSpec(1, 8, 8, 10)
+    body = nn.Sequential(nn.Conv2d(1, 4, 3), Frozen(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    model, images = Classifier(body, shape).eval(), torch.rand(3, *shape.shape)
+    torch.testing.assert_close(fold_batch_norm(model, statistics=statistics)(images), model(images))

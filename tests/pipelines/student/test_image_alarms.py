@@ -72,19 +72,20 @@ def test_images_as_alike_as_the_real_ones_raise_no_alarm() -> None:
 
 
 class Normed(nn.Module):
-    """A network whose last layer is none that is found."""
+    """A network whose last layer is none that is found, or one that does not run as a layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, linear: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(1, 4, 3)
-        self.weight = nn.Parameter(torch.rand(10, 4))
+        self.last = nn.Linear(4, 10) if linear else nn.Conv2d(4, 10, 2)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return nn.functional.normalize(self.conv(images).mean((2, 3))) @ self.weight.T
+        return nn.functional.normalize(self.conv(images).mean((2, 3))) @ self.last.weight.flatten(1)[:, :4].T
 
 
-def test_a_teacher_without_a_known_last_layer_has_the_other_alarms() -> None:
-    teacher = Classifier(Normed(), ImageSpec(1, 8, 8, 10)).eval()
+@pytest.mark.parametrize("linear", [False, True])
+def test_a_teacher_without_a_known_last_layer_has_the_other_alarms(linear: bool) -> None:
+    teacher = Classifier(Normed(linear), ImageSpec(1, 8, 8, 10)).eval()
     batch = Batch(torch.rand(40, 1, 8, 8), torch.arange(40) % 10)
     raised = ImageAlarms(teacher, torch.device("cpu"), Advice("a", "b", "c"))(batch)
     assert len(raised) == 2, "of the predictions and the statistics, none of the features"
