@@ -161,10 +161,12 @@ def _audit(
 
 
 def _provenance(config: AuditConfig, inputs: AuditInputs, device: torch.device) -> dict[str, Any]:
+    # The report is handed on, and the hash of a list would tell whether a guess of all its images is right.
+    models = {key: digest for key, digest in inputs.digests.items() if key not in inputs.lists}
     return {
         "synthkd": __version__,
         "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
-        **{f"{key.replace('.', '_')}_sha256": digest for key, digest in inputs.digests.items()},
+        **{f"{key.replace('.', '_')}_sha256": digest for key, digest in models.items()},
         "versions": {name: version(name) for name in ("torch", "numpy", "scipy")},
         "hardware": describe(device),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import partial
 
@@ -73,7 +74,7 @@ def advice_for(source: GeneratedSet | StoredSet, key: str) -> Advice:
         return advice
     # Keys of a generator without its kind are those of another one, with other defaults.
     texts = (advice.imbalance, advice.collapse, advice.statistics)
-    return Advice(*(f"{text} (with {own}.kind=auto)" if f"{own}." in text else text for text in texts))
+    return Advice(*(re.sub(rf"{re.escape(own)}\.\w+", rf"\g<0> (with {own}.kind=auto)", text) for text in texts))
 
 
 def _advice_for(source: GeneratedSet, key: str) -> Advice:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context
 from typing import Literal
 
 
@@ -61,6 +62,14 @@ class Verdict:
     detail: str
 
 
+def rounded_up(epsilon: float) -> str:
+    """An epsilon in three digits, never less than it is: 8.004 -> "8.01"."""
+    return f"{float(_THREE_DIGITS.create_decimal_from_float(epsilon)):.3g}"
+
+
+_THREE_DIGITS = Context(prec=3, rounding=ROUND_CEILING)
+
+
 def verdict(claim: Claim | None, bounds: Sequence[float], checks: Sequence[Check]) -> Verdict:
     """The verdict that a claim, and the results of an audit, allow.
 
@@ -86,12 +95,13 @@ def verdict(claim: Claim | None, bounds: Sequence[float], checks: Sequence[Check
     if largest > claim.epsilon:
         return Verdict(
             "invalid",
-            f"INVALID AUDIT (claimed epsilon {claim.epsilon:.3g} is refuted: the audit shows at least {largest:.3g})",
+            f"INVALID AUDIT (claimed epsilon {rounded_up(claim.epsilon)} is refuted: the audit shows at least "
+            f"{largest:.3g})",
             "The noise is not what the accounting takes it to be; nothing may be released as differentially private.",
         )
     return Verdict(
         "dp",
-        f"DP: epsilon={claim.epsilon:.3g}, delta={claim.delta:g}",
+        f"DP: epsilon={rounded_up(claim.epsilon)}, delta={claim.delta:g}",
         f"For adding, removing or replacing one {claim.unit} as said below ({claim.adjacency.replace('_', ' ')}), on "
         "the assumptions listed there.",
     )

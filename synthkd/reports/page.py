@@ -17,6 +17,8 @@ from pathlib import Path
 from jinja2 import ChainableUndefined, Environment, FunctionLoader
 from markupsafe import Markup, escape
 
+from synthkd.privacy.verdict import rounded_up
+
 UNKNOWN = "not measured"
 SPACE = "\N{NO-BREAK SPACE}"
 DASH = "\N{EN DASH}"
@@ -172,7 +174,7 @@ def each(items: Iterable[object], show: Callable[[object], str]) -> list[str]:
 
 
 FILTERS = (
-    bold, certainty, count, drawing, duration, each, fixed, interval, key, known, milliseconds, percent, size, times,
-    under, words,
+    bold, certainty, count, drawing, duration, each, fixed, interval, key, known, milliseconds, percent, rounded_up,
+    size, times, under, words,
 )  # fmt: skip
 """What templates call by name."""

@@ -10,7 +10,7 @@ from synthkd.metrics.utility import Proportion
 from synthkd.privacy.audit import AVERAGE_CASE, GIVEN
 from synthkd.privacy.copies import copy_test
 from synthkd.privacy.report import FLOWS, plain, privacy_report
-from synthkd.privacy.verdict import Check, Claim, verdict
+from synthkd.privacy.verdict import Check, Claim, rounded_up, verdict
 
 CLAIM = Claim(epsilon=1.0, delta=1e-5, adjacency="add_or_remove_one", unit="image", insecure=False)
 GOOD, BAD = Check("blind baseline", True, "fine"), Check("positive control", False, "nobody was caught")
@@ -109,3 +109,12 @@ def test_a_report_on_given_lists_has_caveats_of_its_own() -> None:
     found = privacy_report(verdict(None, [0.0], checks), "plain", [], [], pipeline, "", checks, {}, "", {})
     assert found["audit"]["kind"] == "pipeline"
     assert "mislabelled canaries" in " ".join(found["caveats"])
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "said"),
+    [(8.0, "8"), (8.004, "8.01"), (1.0049, "1.01"), (12.34, "12.4"), (0.5, "0.5"), (1234.5, "1.24e+03")],
+)
+def test_a_claim_is_never_less_than_what_was_spent(epsilon: float, said: str) -> None:
+    assert rounded_up(epsilon) == said
+    assert f"epsilon={said}, " in verdict(Claim(**{**vars(CLAIM), "epsilon": epsilon}), [], []).text
