@@ -45,8 +45,8 @@ class Pool:
         newest_first = labels.flip(0)
         # The place of each image among those of its class, 0 for the newest.
         places = F.one_hot(newest_first, self.spec.classes).cumsum(0).gather(1, newest_first[:, None])[:, 0]
-        kept = places.argsort(stable=True)[: self._capacity]
-        rows = (len(labels) - 1 - kept).sort().values
+        newest = places.argsort(stable=True)[: self._capacity]
+        rows = (len(labels) - 1 - newest).sort().values
         self._images, self._labels = images[rows], labels[rows]
 
     def sample(self, labels: Tensor, rng: Rows) -> Tensor:

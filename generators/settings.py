@@ -303,32 +303,21 @@ GeneratorSettings = Annotated[_Named, by_kind("inversion")]
 
 
 class ChosenByTeacher(Settings):
-    """The generator that suits the teacher: noisy_label, inversion, pixels or procedural.
-
-    Further keys are those of the kind that the teacher chooses.
-    """
+    """The generator that suits the teacher, one of `CHOICES`, with keys of the kind that it turns out to be."""
 
     model_config = ConfigDict(extra="allow")
-
     kind: Literal["auto"]
 
     @model_validator(mode="after")
-    def _known(self) -> ChosenByTeacher:
-        fields = {key for kind in CHOICES for key in kind.model_fields}
-        if unknown := [key for key in self.keys if key not in fields]:
-            raise ValueError(f"{unknown[0]}: no kind that a teacher chooses has such a key")
+    def _has_such_keys(self) -> ChosenByTeacher:
+        for key in self.model_extra or {}:
+            if not any(key in one.model_fields for one in CHOICES):
+                raise ValueError(f"{key}: no kind that a teacher chooses has such a key")
         return self
-
-    @property
-    def keys(self) -> dict[str, object]:
-        """What is written beside the kind."""
-        return dict(self.model_extra or {})
 
 
 CHOICES = (NoisyLabelSettings, InversionSettings, PixelSettings, ProceduralSettings)
 """Settings of the generators that a teacher chooses."""
-
-
 GeneratorOrAuto = Annotated[Annotated[ChosenByTeacher, Tag("auto")] | _Named, by_kind("inversion")]
 """A generator, or `auto`. Keys without a kind are those of inversion."""
 

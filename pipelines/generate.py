@@ -152,8 +152,8 @@ def _work(
     generator = build_generator(
         request.generator, teacher, config.seed, accelerator, request.real, run, rounds=config.rounds
     )
-    made, classes = config.rounds * size, teacher.spec.classes
-    if config.rounds and not own and repeats(generator) and made < classes:
+    images, classes = config.rounds * size, teacher.spec.classes
+    if config.rounds and not own and repeats(generator) and images < classes:
         raise ConfigError(
             f"rounds: {config.rounds} of {size} images leave some of {classes:,} classes without one; "
             f"set at least {-(-classes // size)}"

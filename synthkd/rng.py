@@ -39,8 +39,8 @@ def unpredictable() -> torch.Generator:
     rng = torch.Generator().manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
     state = rng.get_state()
     words = state[_WORDS].view(torch.int64)  # of the Mersenne Twister, 32 bits each
-    known = np.random.RandomState(rng.initial_seed() & 0xFFFFFFFF).get_state(legacy=False)["state"]["key"]
-    if not np.array_equal(words.numpy(), np.asarray(known, dtype=np.int64)):
+    of_seed = np.random.RandomState(rng.initial_seed() & 0xFFFFFFFF).get_state(legacy=False)["state"]["key"]
+    if not np.array_equal(words.numpy(), np.asarray(of_seed, dtype=np.int64)):
         raise RuntimeError("this version of torch keeps the state of a generator in another form; take another version")
     words.copy_(torch.from_numpy(np.frombuffer(os.urandom(4 * len(words)), dtype=np.uint32).astype(np.int64)))
     return rng.set_state(state)

@@ -21,6 +21,7 @@ from synthkd.data.written.writers import Records
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.errors import DataError
 from synthkd.passes import in_chunks
+from synthkd.pipelines.run.shared_work import shares
 from synthkd.rng import Rows
 from synthkd.training.display import Display
 from synthkd.types import SampleGenerator, balanced_labels, to_float, to_uint8
@@ -179,7 +180,7 @@ class Sampling:
                         batch.append(self._sampler.chunk(number + index, chunks[index]))
                 present += world * self._commit(batch)
                 display.update(min(present, total), "sampling", {})
-        self._accelerator.wait_for_everyone()
+        shares().values(None)  # however long the others take
 
     def _commit(self, chunks: Sequence[Part]) -> int:
         """Write neighbouring chunks as one part and return the number of its images."""

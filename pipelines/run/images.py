@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,38 +71,55 @@ def fitted(
         key: of the configuration, for the error.
         data: the images.
         spec: images of the teacher.
-        class_names: of the teacher; empty if it has none, and then its classes are numbers.
+        class_names: of the teacher; empty if it has none, and then its classes are those of the data in their order, if
+            there are as many, else numbers.
         lacks_classes: there may be fewer classes than the teacher has, since the images are only tested on.
 
     Raises:
         ConfigError: another size or number of channels, or fewer classes.
         DataError: classes that the teacher does not have.
     """
-    images = data.images
+    data, notes = _fitted(key, data, spec, class_names, lacks_classes)
+    _warn(notes)
+    return data
+
+
+def _warn(notes: Iterable[str]) -> None:
+    for note in dict.fromkeys(notes):
+        LOG.warning("%s", note)
+
+
+def _fitted(
+    key: str, data: RealData, spec: ImageSpec, class_names: tuple[str, ...], lacks_classes: bool = False
+) -> tuple[RealData, list[str]]:
+    """As `fitted`, with a line for each assumption that was made."""
+    images, notes = data.images, list[str]()
     if isinstance(images, Tensor):  # others are read whole by nobody, and have the channels that the settings say
         images = alike_in_channels(images, spec.channels)
     if images is not data.images:
-        LOG.warning("%s: grey images of %s taken in %d channels", key, data.name, spec.channels)
+        notes.append(f"{key}: grey images of {data.name} taken in {spec.channels} channels")
         data = replace(data, images=images, spec=replace(data.spec, channels=spec.channels))
     if data.spec.shape != spec.shape or (data.spec.classes < spec.classes and not lacks_classes):
         remedy = "" if data.spec.channels == spec.channels else f"; set {key}.channels to {spec.channels}"
         raise ConfigError(
             f"{key}: {data.name} has {data.spec}, the teacher takes {spec}; they must be the same{remedy}"
         )
-    if data.class_names == class_names or (not class_names and data.spec == spec):
-        return data
+    if data.class_names == class_names:
+        return data, notes
     targets = class_names or tuple(map(str, range(spec.classes)))
-    aligned = align_labels(data.labels, data.class_names, targets, f"{key} ({data.name})", "the teacher")
-    if aligned.note:
-        LOG.warning("%s", aligned.note)
-    return replace(data, labels=aligned.labels, spec=spec, class_names=class_names or aligned.class_names)
+    where = f"{key} ({data.name})"
+    aligned = align_labels(data.labels, data.class_names, targets, where, "the teacher", unnamed=not class_names)
+    notes += [aligned.note] if aligned.note else []
+    return replace(data, labels=aligned.labels, spec=spec, class_names=class_names or aligned.class_names), notes
 
 
 def fitted_splits(key: str, splits: Splits, spec: ImageSpec, class_names: tuple[str, ...]) -> Splits:
     """The parts of a dataset as `fitted` gives them."""
-    train, holdout, test = (
-        fitted(key, part, spec, class_names) for part in (splits.train, splits.holdout, splits.test)
+    parts = (splits.train, splits.holdout, splits.test)
+    (train, of_train), (holdout, of_holdout), (test, of_test) = (
+        _fitted(key, part, spec, class_names) for part in parts
     )
+    _warn([*of_train, *of_holdout, *of_test])
     return replace(splits, train=train, holdout=holdout, test=test)
 
 

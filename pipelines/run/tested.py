@@ -7,7 +7,7 @@ from pathlib import Path
 
 from synthkd.data.read.real import load_test
 from synthkd.data.read.splits import RealData
-from synthkd.errors import ConfigError
+from synthkd.errors import ConfigError, DataError
 from synthkd.pipelines.config import CompressConfig, DistillConfig, PicturesSet, TeachConfig
 from synthkd.pipelines.run.directory import CONFIG
 from synthkd.settings import DataSettings, LoadedModel, StreamData, TeacherOrGiven, TrainedTeacher, UnlabelledData
@@ -18,9 +18,14 @@ def read_test(config: DistillConfig | CompressConfig) -> RealData | None:
     """The images of `test`; None without it. See `load_test`.
 
     Raises:
-        DataError: as `load_test`.
+        DataError: as `load_test`; the training leaves no image to test on.
     """
-    return None if config.test is None else load_test(config.test, training_data(config))
+    if config.test is None:
+        return None
+    test = load_test(config.test, training_data(config))
+    if not len(test):
+        raise DataError(f"test: the training leaves no image of {test.name} to test on; name other images")
+    return test
 
 
 def training_data(config: DistillConfig | CompressConfig) -> list[DataSettings | UnlabelledData]:

@@ -20,7 +20,15 @@ from synthkd.metrics.score import ScoredSet
 from synthkd.models import Classifier, load_model
 from synthkd.pipelines.config import AuditConfig, EvaluateConfig, ImageSet
 from synthkd.reports.results import SetResult
-from synthkd.settings import EfficientNetExtractor, TeacherExtractor
+from synthkd.settings import (
+    DataSettings,
+    EfficientNetExtractor,
+    FolderData,
+    FolderTest,
+    NpzData,
+    NpzTest,
+    TeacherExtractor,
+)
 from synthkd.system.shares import ALONE, Shares, of_all
 
 
@@ -32,11 +40,13 @@ class Networks:
         extractor: gives the features of the scores.
         teacher: gives the logits for scores of labels, or None; often the same object.
         classes: names of the teacher's classes, or their numbers if they have no names; empty without a teacher.
+        unnamed: whether the teacher's classes have no names.
     """
 
     extractor: FeatureExtractor
     teacher: FeatureExtractor | None
     classes: tuple[str, ...]
+    unnamed: bool
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,7 @@ def build_networks(config: EvaluateConfig, device: torch.device) -> Networks:
     """The feature network and the teacher; without `features` in the configuration they are one network."""
     teacher: Classifier | None = None if config.teacher is None else load_model(config.teacher)
     classes: tuple[str, ...] = ()
+    unnamed = teacher is not None and not teacher.class_names
     if teacher is not None:
         classes = tuple(teacher.class_names) or tuple(map(str, range(teacher.spec.classes)))
     of_teacher = TeacherExtractor(kind="teacher", resize="antialias")
@@ -95,8 +106,9 @@ def build_networks(config: EvaluateConfig, device: torch.device) -> Networks:
     extractor = build_extractor(settings, device, teacher)
     # One object where both are the same network: one pass over the images serves both.
     if isinstance(settings, TeacherExtractor):
-        return Networks(extractor, extractor, classes)
-    return Networks(extractor, None if teacher is None else build_extractor(of_teacher, device, teacher), classes)
+        return Networks(extractor, extractor, classes, unnamed)
+    judge = None if teacher is None else build_extractor(of_teacher, device, teacher)
+    return Networks(extractor, judge, classes, unnamed)
 
 
 def generated_keys(config: EvaluateConfig) -> list[str]:
@@ -144,7 +156,7 @@ def _opened_features(path: str, saved: SavedSet) -> OpenedSet:
 
 
 def open_images(configured: str | ImageSet, config: EvaluateConfig | AuditConfig) -> Samples:
-    """The images of a set of the configuration, listed and checked; of a dataset the test images unless `split` is set.
+    """The images of a set of the configuration, listed and checked.
 
     Args:
         configured: a path, or the section of a set.
@@ -154,10 +166,25 @@ def open_images(configured: str | ImageSet, config: EvaluateConfig | AuditConfig
         DataError: images that cannot be read.
     """
     image_set = ImageSet(path=configured) if isinstance(configured, str) else configured
-    source = image_set.path if image_set.data is None else image_set.data
-    assert source is not None
-    split = image_set.split or (None if image_set.data is None else "test")
-    return open_samples(source, split=split, skip_bad=config.skip_bad, channels=image_set.channels, seed=config.seed)
+    if image_set.data is not None:
+        return open_dataset(image_set.data, image_set.split, image_set.channels)
+    assert image_set.path is not None
+    return open_samples(
+        image_set.path, split=image_set.split, skip_bad=config.skip_bad, channels=image_set.channels, seed=config.seed
+    )
+
+
+def open_dataset(data: DataSettings, split: str | None, channels: int | None) -> Samples:
+    """The images of a dataset: a part of it, or without `split` its own test part if it has one, else all.
+
+    Raises:
+        DataError: images that cannot be read.
+    """
+    if split is None and isinstance(data, FolderData | NpzData):
+        tested = FolderTest if isinstance(data, FolderData) else NpzTest
+        # Its share `test` is that of a training: nothing trains on these images.
+        return open_samples(tested(**data.model_dump(exclude={"test"})), channels=channels)
+    return open_samples(data, split=split or "test", channels=channels)
 
 
 def agree(sets: Mapping[str, OpenedSet], networks: Networks) -> dict[str, OpenedSet]:
@@ -169,22 +196,22 @@ def agree(sets: Mapping[str, OpenedSet], networks: Networks) -> dict[str, Opened
     # The real set's classes are matched with the teacher's, and the generated sets' with the result. The train and
     # holdout sets stay as they are, since no score uses their labels.
     real, agreed = sets["real"], dict(sets)
-    targets, among = networks.classes, "the teacher"
+    targets, among, unnamed = networks.classes, "the teacher", networks.unnamed
     if real.labels is not None:
         if targets:
             try:
                 real = agreed["real"] = real.relabelled(
-                    align_labels(real.labels, real.class_names, targets, f"real ({real.name})", among)
+                    align_labels(real.labels, real.class_names, targets, f"real ({real.name})", among, unnamed)
                 )
             except DataError as error:
                 raise DataError(
                     f"{error}; to use the network for features only, give it as features.kind=load"
                 ) from error
-        targets, among = real.class_names, f"the real set ({real.name})"
+        targets, among, unnamed = real.class_names, f"the real set ({real.name})", False
     for key, one in sets.items():
         if key.startswith("generated."):
             if targets and one.labels is not None:
-                aligned = align_labels(one.labels, one.class_names, targets, f"{key} ({one.name})", among)
+                aligned = align_labels(one.labels, one.class_names, targets, f"{key} ({one.name})", among, unnamed)
                 agreed[key] = _note_missing_classes(one.relabelled(aligned), real)
             agreed[key] = _note_other_shape(agreed[key], real)
     return agreed

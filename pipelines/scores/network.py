@@ -18,7 +18,6 @@ from synthkd.data.read.classes import align_labels
 from synthkd.data.read.decode import refuse_bad
 from synthkd.data.read.fitted import FittedArrays, FittedFiles, batches, fitted
 from synthkd.data.read.listing import list_scored
-from synthkd.data.read.samples import open_samples
 from synthkd.errors import ConfigError, DataError
 from synthkd.metrics.quality import QualityCounter
 from synthkd.metrics.utility import proportion
@@ -28,6 +27,7 @@ from synthkd.models.files import is_model_directory
 from synthkd.models.onnx_session import OnnxNetwork
 from synthkd.models.weights import serialised
 from synthkd.pipelines.config import EvaluateConfig, ImageSet
+from synthkd.pipelines.scores.image_sets import open_dataset
 from synthkd.reports.results import Against, EvaluatedNetwork, NetworkResult, RunCost, SetResult
 from synthkd.settings import LoadedModel
 from synthkd.system.files import sha256
@@ -42,12 +42,14 @@ class Network:
         about: for the result.
         spec: images and classes.
         class_names: one per class; the numbers where the network has no names.
+        unnamed: whether it has none.
         logits: images float32 `[N, C, H, W]` in [0, 1] on the CPU -> logits `[N, K]` on the CPU.
     """
 
     about: EvaluatedNetwork
     spec: ImageSpec
     class_names: tuple[str, ...]
+    unnamed: bool
     logits: Callable[[Tensor], Tensor]
 
 
@@ -101,7 +103,7 @@ def _network(
     name: str, form: str, spec: ImageSpec, names: tuple[str, ...], digest: str, logits: Callable[[Tensor], Tensor]
 ) -> Network:
     about = EvaluatedNetwork(name, form, str(spec), digest)
-    return Network(about, spec, names or tuple(map(str, range(spec.classes))), logits)
+    return Network(about, spec, names or tuple(map(str, range(spec.classes))), not names, logits)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class NetworkInputs:
         other: the network of `against`, or None.
         images: of `data`.
         labels: label of the set -> class of the network; empty without labels.
-        notes: assumptions, one line each.
+        notes: assumptions about the classes, one line each.
     """
 
     model: Network
@@ -158,7 +160,7 @@ def network_inputs(config: EvaluateConfig, device: torch.device) -> NetworkInput
     if other is not None and (other.spec, other.class_names) != (model.spec, model.class_names):
         what = f"takes {other.spec}" if other.spec != model.spec else "names other classes"
         raise ConfigError(f"against: {other.about.name} {what}, unlike the model ({model.spec}); they must be the same")
-    images = _images(config.data, config, model.spec)
+    images = _images(config.data, model.spec)
     used = sorted(images.labels)
     if not used:
         if other is None:
@@ -168,16 +170,18 @@ def network_inputs(config: EvaluateConfig, device: torch.device) -> NetworkInput
             )
         return NetworkInputs(model, other, images, {}, ())
     where = f"data ({images.top})"
-    aligned = align_labels(torch.tensor(used), images.class_names, model.class_names, where, "the model")
+    aligned = align_labels(
+        torch.tensor(used), images.class_names, model.class_names, where, "the model", unnamed=model.unnamed
+    )
     notes = (aligned.note,) if aligned.note else ()
     return NetworkInputs(model, other, images, dict(zip(used, aligned.labels.tolist(), strict=True)), notes)
 
 
-def _images(configured: str | ImageSet, config: EvaluateConfig, spec: ImageSpec) -> FittedFiles | FittedArrays:
+def _images(configured: str | ImageSet, spec: ImageSpec) -> FittedFiles | FittedArrays:
     chosen = ImageSet(path=configured) if isinstance(configured, str) else configured
     if chosen.path is None:
         assert chosen.data is not None
-        samples = open_samples(chosen.data, split=chosen.split or "test", channels=chosen.channels, seed=config.seed)
+        samples = open_dataset(chosen.data, chosen.split, chosen.channels)
         return FittedArrays(Path(samples.name), samples, spec)
     path = Path(chosen.path).expanduser()
     return fitted(path, spec, lambda top: list_scored(top, chosen.split), chosen.split, chosen.channels)
@@ -215,10 +219,11 @@ def evaluate_network(inputs: NetworkInputs, skip_bad: int) -> NetworkResult:
         if counter is not None:
             against = Against(other.about, proportion(same, count), proportion(right, count), *alone)
     seconds = round(time.perf_counter() - started, 3)
+    notes = (*inputs.notes, *images.notes)
     return NetworkResult(
         seconds=seconds,
         model=model.about,
-        images=SetResult(str(images.top), count, digest.hexdigest(), inputs.notes, tuple(images.bad)),
+        images=SetResult(str(images.top), count, digest.hexdigest(), notes, tuple(images.bad)),
         class_names=model.class_names,
         quality=None if counter is None else counter.result(),
         against=against,
@@ -247,8 +252,6 @@ def network_lines(result: NetworkResult) -> tuple[str, ...]:
                 f"{one.only_model:,}"
             )
     lines += [f"note:        {result.images.name}: {note}" for note in result.images.notes]
-    if result.images.skipped:
-        lines.append(f"note:        {len(result.images.skipped)} unreadable files left out")
     return tuple(lines)
 
 

@@ -55,7 +55,7 @@ def with_generator(config: DistillConfig, teacher: Classifier | None) -> tuple[D
     generator = generated.generator
     if isinstance(generator, ChosenByTeacher):
         suiting, words = _suiting(teacher, config.mix)
-        source, why = generated.choose(_with_keys(suiting, generator.keys)), (f"generator: {words}",)
+        source, why = generated.choose(_with_keys(suiting, generator.model_extra or {})), (f"generator: {words}",)
     elif isinstance(generator, DiffusionSettings) and config.planned is not None:
         changed = _in_plan(generator, config.phases, config.planned.phases)
         source = generated.model_copy(update={"generator": changed})

@@ -158,10 +158,10 @@ class ImageAlarms:
 
         There are none of a network without a last layer that is found and runs.
         """
-        seen = partial(observe_in_chunks, teacher, images, self.batch_size, self.device, statistics=True, tick=tick)
+        observe = partial(observe_in_chunks, teacher, images, self.batch_size, self.device, statistics=True, tick=tick)
         try:
             penultimate = head(teacher) + INPUT
-            outputs = seen(features=[penultimate])
+            outputs = observe(features=[penultimate])
         except ModelError:
-            return seen(), None
+            return observe(), None
         return outputs, pooled(outputs.features[penultimate])

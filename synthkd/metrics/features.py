@@ -42,7 +42,7 @@ from synthkd.system.text import first_line
 from synthkd.taps import INPUT, observe
 from synthkd.types import ImageSpec
 
-VERSION = 1
+VERSION = 2
 """Version of the preprocessing and pooling below, part of the digests: a new number makes cached features stale."""
 
 NAMES = ("teacher", "efflite0", "inception")

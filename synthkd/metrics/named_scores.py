@@ -135,10 +135,11 @@ def distance_per_class(generated: ScoredSet, real: ScoredSet, classes: PerClass 
     if not classes.labels:
         return pair.missing(name, "lower", "no class has two images in both sets")
     distances = np.array(classes.distances)
+    fewest = min(*classes.counts, int(real.labels.bincount()[list(classes.labels)].min()))
     left_out = len(real.labels.unique()) - len(distances)
     notes = [
         f"classes without two images, left out: {left_out}" if left_out else "",
-        few_samples(min(pair.n), pair.dimension),
+        few_samples(fewest, pair.dimension),
     ]
     deviation = float(distances.std(ddof=1)) if len(distances) > 1 else None
     return pair.score(

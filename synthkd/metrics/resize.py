@@ -5,7 +5,7 @@ Scores depend on the filter (Parmar et al. 2022, "On Aliased Resizing"), so a sc
 | mode      | filter                                                      | as in                                      |
 |-----------|-------------------------------------------------------------|--------------------------------------------|
 | antialias | bilinear, widened when shrinking; no rounding, no overshoot | torchmetrics since 1.8                     |
-| clean     | Pillow's bicubic in float; overshoots [0, 1] by a little    | clean-fid                                  |
+| clean     | Pillow's bicubic in float, clipped to [0, 1]                | clean-fid                                  |
 | tf1       | bilinear of TensorFlow 1: two pixels a side, corner at 0    | torch-fidelity, the first FID's code       |
 | pil       | Pillow's bilinear on 8 bits, rounded                        | scripts that resize files first            |
 | none      | none; images must have the network's size                   |                                            |
@@ -34,7 +34,7 @@ def resize(images: Tensor, shape: tuple[int, int, int], mode: ResizeMode) -> Ten
         mode: see the table above.
 
     Returns:
-        float32 `[N, *shape]` on the images' device, in `[0, 1]` except with `clean`.
+        float32 `[N, *shape]` on the images' device, in `[0, 1]`.
 
     Raises:
         DataError: not uint8 `[N, C, H, W]`; a number of channels that is neither 1 nor the network's; another size with
@@ -62,7 +62,7 @@ def _resample(images: Tensor, size: tuple[int, int], mode: ResizeMode) -> Tensor
         case "antialias":
             return F.interpolate(to_float(images), size, mode="bilinear", antialias=True)
         case "clean":
-            return _by_pillow(images, size, np.float32, Image.Resampling.BICUBIC)
+            return _by_pillow(images, size, np.float32, Image.Resampling.BICUBIC).clamp_(0.0, 1.0)  # it overshoots
         case "tf1":
             rows = _between(images.to(torch.float32), 2, size[0])
             return _between(rows, 3, size[1]).mul_(1.0 / 255.0)

@@ -61,6 +61,18 @@ def test_what_is_missing_is_said() -> None:
     assert all(found[name].note for name in missing)
 
 
+def test_the_scores_of_classes_are_warned_about_by_the_smallest_class() -> None:
+    many, few = made("a", 0), made("b", 1)
+    assert few.labels is not None
+    assert many.labels is not None
+    kept = torch.cat([(few.labels != 0).nonzero()[:, 0], (few.labels == 0).nonzero()[:3, 0]])
+    one = Features(few.features.values[kept], None, "net", "d", "none")
+    cut = ScoredSet("b", one, few.labels[kept])
+    for pair in ((many, cut), (cut, many)):
+        assert scores(*pair)["FD per class-net"].note.startswith("3 samples in 6 dimensions are few")
+    assert scores(many, few)["FD-net"].note == ""
+
+
 def test_a_shift_moves_the_scores_of_fidelity_the_right_way() -> None:
     near, far = scores(made("a", 0), made("b", 1)), scores(made("a", 0, shift=2.0), made("b", 1))
     for name in ("FD-net", "FD_inf-net", "KD-net"):

@@ -29,12 +29,15 @@ class Aligned:
     note: str
 
 
-def align_labels(labels: Tensor, names: Sequence[str], targets: Sequence[str], of: str, among: str) -> Aligned:
+def align_labels(
+    labels: Tensor, names: Sequence[str], targets: Sequence[str], of: str, among: str, unnamed: bool = False
+) -> Aligned:
     """Express labels as indices into the class names of another set.
 
     Names are compared as text, numbers as numbers ("07" is 7). If one set has names and the other only numbers, class
     number i is taken for the i-th name. The numbered set may have fewer classes than there are names, but not more, and
-    each of its numbers must stand for a name. A class without images may be missing from the other set.
+    each of its numbers must stand for a name. A class without images may be missing from the other set. With a network
+    without class names, class i is the i-th of the set if both have as many classes, also where those are named 1 to N.
 
     Args:
         labels: int64 `[N]`, indices into `names`.
@@ -42,6 +45,7 @@ def align_labels(labels: Tensor, names: Sequence[str], targets: Sequence[str], o
         targets: class names of the other set.
         of: name of the set in messages.
         among: name of the other set in messages.
+        unnamed: the other set is the classes of a network that does not name them, and `targets` are their numbers.
 
     Raises:
         DataError: images of a class that the other set does not have, with its name and the remedy.
@@ -49,13 +53,16 @@ def align_labels(labels: Tensor, names: Sequence[str], targets: Sequence[str], o
     used = labels.unique().tolist()
     mine, theirs = _numbers(names), _numbers(targets)
     places = _places(mine, theirs) if mine is not None and theirs is not None else _places(names, targets)
+    by_number = f"classes taken by number, since only one of {of} and {among} names them"
     note = ""
+    if unnamed and len(names) == len(targets) and mine != theirs:
+        places, note = [*range(len(names))], by_number
     # By number only if the comparison by name fails, because it is a guess.
     if any(places[label] is None for label in used) and (mine is None) != (theirs is None):
         numbered, named = (mine, targets) if mine is not None else (theirs, names)
         if numbered is not None and max(numbered) < len(named):
             places = _places(mine or range(len(names)), theirs or range(len(targets)))
-            note = f"classes taken by number, since only one of {of} and {among} names them"
+            note = by_number
     if absent := [names[label] for label in used if places[label] is None]:
         raise DataError(
             f"{of} has images of classes that {among} does not have: {some(absent, _NAMED)} (it has "

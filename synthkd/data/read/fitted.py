@@ -36,32 +36,43 @@ class FittedImage:
 
 
 class FittedFiles:
-    """The image files of a listing, cropped to squares and resized as those of a folder that a model is trained on.
+    """The image files of a listing: of each the largest centred window of the model's shape, resized.
 
     Args:
         top: path of the listing.
         listing: the files.
         spec: what the model takes.
+        channels: 1: also a model of three channels gets grey images.
 
     Attributes:
         top: as given.
         count: number of files.
         class_names: one per class; empty without labels.
-        bad: `(file, reason)` of each file that was left out so far.
 
     Raises:
         ModelError: a model of other than 1 or 3 channels.
     """
 
-    def __init__(self, top: Path, listing: Listing, spec: ImageSpec) -> None:
+    def __init__(self, top: Path, listing: Listing, spec: ImageSpec, channels: int | None = None) -> None:
         if spec.channels not in (1, 3):
             raise ModelError(
                 f"image files have 1 or 3 channels, and the model takes {spec.channels}; call it on tensors, or give "
                 "a .npz"
             )
         self.top, self._listing, self._spec = top, listing, spec
+        self._channels = 1 if channels == 1 else spec.channels
         self.count, self.class_names = len(listing.entries), listing.class_names
-        self.bad: list[tuple[str, str]] = []
+        self._decoding = Decoding(listing)
+
+    @property
+    def bad(self) -> list[tuple[str, str]]:
+        """`(file, reason)` of each file that the last pass has left out so far."""
+        return self._decoding.bad
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Conversions of the last pass, and files that were ignored or left out, one line per kind."""
+        return tuple(self._decoding.notes("files ignored, no images"))
 
     @property
     def labels(self) -> set[int]:
@@ -70,17 +81,12 @@ class FittedFiles:
 
     def images(self) -> Iterator[FittedImage]:
         """Each readable image, in order."""
-        spec, decoding = self._spec, Decoding(self._listing)
-        self.bad = decoding.bad
-        # A model of other than squares was trained on images that were not cropped.
-        fit = Fit(None, (spec.height, spec.width)) if spec.height == spec.width else None
-        for entry, pixels in decoding.images(spec.channels, fit):
-            if pixels.shape[1:] != (spec.height, spec.width):
-                shape = "x".join(map(str, pixels.shape[1:]))
-                self.bad.append((entry.name, f"{shape} pixels, the model takes {spec.height}x{spec.width}"))
-                continue
+        spec, self._decoding = self._spec, Decoding(self._listing)
+        fit = Fit(None, (spec.height, spec.width))
+        for entry, pixels in self._decoding.images(self._channels, fit):
             alone = self.top.is_file() and self.top.name == entry.name
-            yield FittedImage(self.top if alone else self.top / entry.name, pixels, entry.label)
+            file = self.top if alone else self.top / entry.name
+            yield FittedImage(file, pixels.expand(spec.channels, -1, -1), entry.label)
 
 
 class FittedArrays:
@@ -95,7 +101,7 @@ class FittedArrays:
     def __init__(self, top: Path, samples: Samples, spec: ImageSpec) -> None:
         self.top, self._samples, self._spec = top, samples, spec
         self.count, self.class_names = samples.count, samples.class_names
-        self.bad = [*samples.bad]
+        self.bad, self.notes = [*samples.bad], samples.notes
 
     @property
     def labels(self) -> set[int]:
@@ -135,7 +141,8 @@ def fitted(
         path: as `open_samples` takes it.
         spec: what the model takes.
         listed: lists the files of a path that is neither arrays nor a run.
-        split, channels: of arrays and runs, as `open_samples` takes them.
+        split: of arrays and runs, as `open_samples` takes it.
+        channels: 1 (grey) or 3 (RGB), as `open_samples` and `FittedFiles` take it.
 
     Raises:
         DataError: no such path, or no images.
@@ -143,7 +150,7 @@ def fitted(
     """
     if is_arrays(path) or is_run(path):
         return FittedArrays(path, open_samples(path, split=split, channels=channels), spec)
-    return FittedFiles(path, listed(path), spec)
+    return FittedFiles(path, listed(path), spec, channels)
 
 
 BATCH = 64

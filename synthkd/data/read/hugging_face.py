@@ -16,12 +16,12 @@ from synthkd.data.read.decode import in_a_line, some
 from synthkd.data.read.entries import Entry, InTable, Listing
 from synthkd.data.read.labels import Written
 from synthkd.data.read.packed import WrittenImages, labelled, packed
-from synthkd.data.read.parquet import IMAGES, list_files
+from synthkd.data.read.parquet import IMAGES, has_images, list_files
 from synthkd.errors import DataError
 from synthkd.imports import optional
 
 TEST_PARTS = ("test", "validation", "valid", "val")
-"""Names of parts that a test part may have, the first one that is there is taken."""
+"""Names of parts that a test part may have, the first one that is there, with labels if others have some, is taken."""
 _IMAGE_ENDINGS = tuple(f".{suffix}" for suffix in webdataset.IMAGES)
 _SAVED, _SAVED_PARTS = "dataset_info.json", "dataset_dict.json"
 _PART = re.compile(r"(train|test|validation|valid|val)(?=[-_.]|$)")
@@ -32,8 +32,8 @@ def list_hugging_face(path: Path, cache: Path | None = None) -> Listing | None:
 
     Args:
         path: a folder of `save_to_disk`, of one dataset or of several parts; or one with shards
-            (`train-00000-of-00002.parquet`) in it or in its `data/`; or one with WebDataset shards (`train-0000.tar`),
-            without directories and images.
+            (`train-00000-of-00002.parquet`) in it or in its `data/`, the first with a column of images; or one with
+            WebDataset shards (`train-0000.tar`), without directories and images.
         cache: as of `list_tar`.
 
     Raises:
@@ -42,7 +42,11 @@ def list_hugging_face(path: Path, cache: Path | None = None) -> Listing | None:
     """
     if (path / _SAVED_PARTS).is_file() or ((path / _SAVED).is_file() and any(path.glob("*.arrow"))):
         return _saved(path)
-    shards = sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet"))
+    tables = [files for folder in (path, path / "data") if (files := sorted(folder.glob("*.parquet")))]
+    shards = next((files for files in tables if has_images(files[0])), [])
+    # A table without images is about the images beside it, as img2dataset's is; alone it is refused.
+    if tables and not shards and not _holds_others(path):
+        shards = tables[0]
     read = list_files if shards else partial(_list_tars, cache=cache)
     shards = shards or _tars(path)
     if not shards:
@@ -52,6 +56,15 @@ def list_hugging_face(path: Path, cache: Path | None = None) -> Listing | None:
         match = _PART.match(shard.name)
         parts.setdefault(match[1] if match else "", []).append(shard)
     return _joined(path, {name: partial(read, files) for name, files in parts.items()})
+
+
+def _holds_others(path: Path) -> bool:
+    """Whether a folder has tars, images or directories beside those of parquet."""
+    return any(
+        one.name.lower().endswith(_IMAGE_ENDINGS) or is_tar(one) or (one.is_dir() and one.name != "data")
+        for one in path.iterdir()
+        if not one.name.startswith(".")
+    )
 
 
 def _tars(path: Path) -> list[Path]:
@@ -120,14 +133,20 @@ class _Saved:
 
 def _joined(path: Path, parts: Mapping[str, Any]) -> Listing:
     """The training part and the test part as one listing; a single part is the whole set."""
-    test = next((name for name in TEST_PARTS if name in parts), None)
-    if len(parts) == 1 or test is None or "train" not in parts:
+    candidates = [name for name in TEST_PARTS if name in parts]
+    if len(parts) == 1 or not candidates or "train" not in parts:
         if len(parts) > 1:
             raise DataError(f"{path} has the parts {some([*parts])}; name one `train` and one `test`, or give one file")
         (alone,) = parts.values()
         listing: Listing = alone()
         return listing
-    train, tested = parts["train"](), parts[test]()
+    train: Listing = parts["train"]()
+    # The test part of a contest has no labels, and its validation part is what there is to test on.
+    read = ((name, parts[name]()) for name in candidates)
+    chosen = next(((name, one) for name, one in read if one.class_names or not train.class_names), None)
+    if chosen is None:
+        return replace(train, ignored=[*train.ignored, *(f"part {name}" for name in parts if name != "train")])
+    test, tested = chosen
     if extra := [name for name in tested.class_names if name not in train.class_names]:
         raise DataError(f"{path}: {test} has classes that train does not have: {some(extra)}; leave their images out")
     entries = packed(_in_part("train", train, train.class_names), _in_part(test, tested, train.class_names))

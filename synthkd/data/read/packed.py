@@ -254,7 +254,8 @@ def labelled(
 ) -> Listing:
     """The listing of images whose labels are written beside them.
 
-    Among labelled images, one without a label is a bad file, and so is a name among numbers.
+    Among labelled images, one without a label is a bad file, and so is a name among numbers. Where there are class
+    names, the number -1 is no label: Hugging Face writes it for the unlabelled images of a contest.
 
     Args:
         items: in order.
@@ -265,7 +266,8 @@ def labelled(
             occur; False: it is the index of a class, and there are all classes from 0 to the largest.
     """
     distinct = items.distinct if isinstance(items, WrittenImages) else [item.label for item in items]
-    texts = {str(label).strip() for label in distinct if label is not None}
+    unlabelled = (None, -1) if class_names else (None,)
+    texts = {str(label).strip() for label in distinct if label not in unlabelled}
     if not texts:
         return Listing(packed((Entry(item.name, item.read) for item in items), refused), (), ignored)
     most = len(class_names) or CLASSES
@@ -278,7 +280,7 @@ def labelled(
         names = list(class_names) or list(map(str, range(max(index.values(), default=-1) + 1)))
     entries = Entries()
     for item in items:
-        text = None if item.label is None else str(item.label).strip()
+        text = None if item.label in unlabelled else str(item.label).strip()
         if text is None:
             entries.append(refused_entry(item.name, "no label, though others have one", item.read))
         elif text not in index:

@@ -51,6 +51,19 @@ def list_parquet(path: Path) -> Listing:
     return list_files(files)
 
 
+def has_images(file: Path) -> bool:
+    """Whether a parquet file has a column of images; also a damaged one, which `list_files` refuses.
+
+    Raises:
+        MissingExtraError: pyarrow is not installed.
+    """
+    try:
+        with opened(file) as parquet:
+            return any(name in parquet.schema_arrow.names for name in IMAGES)
+    except (OSError, ValueError):
+        return True
+
+
 def list_files(files: Sequence[Path]) -> Listing:
     """The images of several parquet files; see `list_parquet`."""
     written = WrittenImages()

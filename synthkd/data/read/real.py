@@ -110,19 +110,14 @@ def load_test(settings: TestSettings, training: Iterable[DataSettings | Unlabell
             f"test: the student learns from {name}, without its labels, so it tests nothing; name another set"
         )
     if source.train is None and share is not None and share < 1.0:
-        test = split(source, name, share, settings.holdout, settings.split_seed).test
-        if not len(test):
-            raise DataError(
-                f"test: a share of {share:g} leaves no image of {name} to test on; raise it, or name other images"
-            )
-        return test
+        return replace(split(source, name, share, settings.holdout, settings.split_seed).test, notes=source.notes)
     check_labels(source.labels, len(source.class_names), name)
     rows = slice(source.train or 0, None)
     channels, height, width = source.images.shape[1:]
     spec = ImageSpec(channels, height, width, len(source.class_names))
     numbers = torch.arange(len(source.labels))[rows]
     images = source.images[rows] if isinstance(source.images, Tensor) else source.images.part(numbers)
-    return RealData(images, source.labels[rows], spec, source.class_names, name)
+    return RealData(images, source.labels[rows], spec, source.class_names, name, source.notes)
 
 
 def _read(settings: DataSettings | TestSettings, lacks_classes: bool = False) -> tuple[Source, str]:

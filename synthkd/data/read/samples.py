@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,12 +21,12 @@ from synthkd.data.read.labels import CLASSES
 from synthkd.data.read.listing import list_scored
 from synthkd.data.read.npz import as_images, as_labels, as_names, is_arrays, read_arrays
 from synthkd.data.read.on_disk import DiskImages
-from synthkd.data.read.real import load_splits
+from synthkd.data.read.real import load_splits, load_test
 from synthkd.data.read.sample_set import Samples, from_files, in_memory, on_disk
 from synthkd.data.read.splits import RealData
 from synthkd.errors import DataError
 from synthkd.rng import Rows
-from synthkd.settings import DataSettings, DigitsData, FolderData, NamedData, NpzData
+from synthkd.settings import DataSettings, DigitsData, FolderData, FolderTest, NamedData, NpzData, NpzTest
 from synthkd.system.shares import of_all
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import SampleGenerator, check_labels, in_channels
@@ -39,7 +39,7 @@ Images = Tensor | NDArray[Any]
 
 
 def open_samples(
-    source: str | Path | DataSettings | Images | SampleGenerator | Iterable[Any],
+    source: str | Path | DataSettings | FolderTest | NpzTest | Images | SampleGenerator | Iterable[Any],
     *,
     name: str | None = None,
     split: str | None = None,
@@ -60,7 +60,7 @@ def open_samples(
             `arr_0`, and `labels` or `arr_1` if it has them), a WebDataset .tar (or a pattern of shards), a .csv, a
             .parquet, what `synthkd generate` wrote, or the directory of a run, for the images that it kept or, while it
             is not finished, the memory bank in its newest checkpoint;
-            the settings of a real dataset;
+            the settings of a real dataset, or of one that is tested on, for the images that `load_test` takes;
             an array of images; uint8 `[N, C, H, W]` is not copied, so it must not change later;
             an iterable of arrays `[n, C, H, W]` or `[n, H, W, C]`, or of `(images, labels)`, which is read once;
             a generator, which generates one image for each of `labels`.
@@ -86,6 +86,8 @@ def open_samples(
         if isinstance(source, str | Path):
             return _open_path(Path(source).expanduser(), name, split, skip_bad, channels)
         return _open_settings(source, name, split, channels)
+    if isinstance(source, FolderTest | NpzTest):
+        return _open_test(source, name, channels)
     if split is not None:
         raise DataError(f"split={split} is for files and datasets; give the images of that part alone")
     if isinstance(source, Tensor | np.ndarray):
@@ -150,9 +152,21 @@ def _open_settings(settings: DataSettings, name: str | None, split: str | None, 
     name = name or f"{part.name}:{split}"
     if not len(part):
         raise DataError(f"{name} is empty; choose another split, or set its fraction above 0")
+    return _of_part(name, replace(part, notes=splits.notes), channels)
+
+
+def _open_test(settings: FolderTest | NpzTest, name: str | None, channels: int | None) -> Samples:
+    """The images of a dataset that is tested on."""
+    with nullcontext() if isinstance(settings, FolderTest) else of_all().agreed():
+        part = load_test(settings)
+    return _of_part(name or part.name, part, channels)
+
+
+def _of_part(name: str, part: RealData, channels: int | None) -> Samples:
+    """The set of real images."""
     if isinstance(part.images, DiskImages):
-        return on_disk(name, part.images, part.labels, part.class_names, splits.notes, channels)
-    return in_memory(name, _in_channels([part.images], channels), part.labels, part.class_names, splits.notes)
+        return on_disk(name, part.images, part.labels, part.class_names, part.notes, channels)
+    return in_memory(name, _in_channels([part.images], channels), part.labels, part.class_names, part.notes)
 
 
 def _of_run(path: Path, channels: int | None) -> _Arrays:

@@ -52,6 +52,7 @@ class RealData:
         spec: sizes of the images, and number of classes.
         class_names: one per class.
         name: of the dataset, or of the file or folder.
+        notes: as of `Source`; those of a part of `Splits` are in the latter.
     """
 
     images: Pixels
@@ -59,6 +60,7 @@ class RealData:
     spec: ImageSpec
     class_names: tuple[str, ...]
     name: str
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

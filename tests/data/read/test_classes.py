@@ -90,3 +90,23 @@ def test_classes_that_the_other_set_lacks_are_refused(
         return
     with pytest.raises(DataError, match=message):
         aligned(labels, names, known)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected", "noted"),
+    [
+        (("1", "2", "3"), [0, 2], True),  # directories that are counted from 1
+        (("0", "1", "2"), [0, 2], False),
+        (ANIMALS, [0, 2], True),
+    ],
+)
+def test_the_classes_of_a_network_without_names_are_taken_in_order(
+    names: tuple[str, ...], expected: list[int], noted: bool
+) -> None:
+    found = align_labels(torch.tensor([0, 2]), names, tuple("012"), "ours", "theirs", unnamed=True)
+    assert (found.labels.tolist(), found.class_names, bool(found.note)) == (expected, names, noted)
+
+
+def test_fewer_classes_than_a_network_without_names_has_go_by_number() -> None:
+    found = align_labels(torch.tensor([0, 1]), ("1", "2"), tuple("012"), "ours", "theirs", unnamed=True)
+    assert (found.labels.tolist(), found.note) == ([1, 2], "")

@@ -1,6 +1,7 @@
 """Folders of Hugging Face: saved datasets and parquet shards, in one part or in two."""
 
 import io
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,56 @@ def test_two_parts(tmp_path: Path, form: str) -> None:
         open_samples(top)
     settings = UnlabelledData(kind="unlabelled", path=str(top), holdout=0.0)
     assert len(read_unlabelled(settings, ImageSpec(3, 4, 4, 3), ()).train) == 6
+
+
+@pytest.mark.parametrize("form", ["saved", "parquet"])
+@pytest.mark.parametrize("hidden", [-1, None])
+def test_a_test_part_without_labels_is_left_aside(tmp_path: Path, form: str, hidden: int | None) -> None:
+    unlabelled = part(6, 4).map(lambda _: {"label": hidden})
+    parts = {"train": part(0, 6), "validation": part(10, 2), "test": unlabelled}
+    top = save(tmp_path / "set", form, parts)
+    found = read_folder(top)
+    assert (found.train, found.class_names) == (6, tuple(NAMES))
+    assert found.labels.tolist() == [0, 1, 2, 0, 1, 2, 1, 2]
+    assert any("part test" in note for note in found.notes)
+    del parts["validation"]
+    alone = read_folder(save(tmp_path / "alone", form, parts))
+    assert (alone.train, len(alone.images)) == (None, 6)
+
+
+def test_an_image_of_no_class_is_unreadable_among_others(tmp_path: Path) -> None:
+    some = part(0, 6).map(lambda row, place: {"label": -1 if place == 2 else row["label"]}, with_indices=True)
+    with pytest.raises(DataError, match=r"1 of 6 files cannot be read .*no label, though others have one"):
+        read_folder(save(tmp_path / "set", "saved", {"train": some}))
+
+
+def test_a_table_beside_images_is_no_set(tmp_path: Path) -> None:
+    table = datasets.Dataset.from_dict({"url": ["a", "b"], "embedding": [[0.1], [0.2]]})
+    top = tmp_path / "set"
+    for level, name in enumerate(("cat", "dog")):
+        (top / name).mkdir(parents=True)
+        Image.fromarray(np.full((4, 4, 3), level, dtype=np.uint8)).save(top / name / "0.png")
+    table.to_parquet(str(top / "00000.parquet"))
+    assert read_folder(top).class_names == ("cat", "dog")
+
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    with tarfile.open(shards / "00000.tar", "w") as tar:
+        for level, name in enumerate(("cat", "dog")):
+            tar.add(top / name / "0.png", f"{level}.png")
+            (tmp_path / "class").write_text(name)
+            tar.add(tmp_path / "class", f"{level}.cls")
+    table.to_parquet(str(shards / "00000.parquet"))
+    assert read_folder(shards).class_names == ("cat", "dog")
+
+    both = save(tmp_path / "both", "parquet", {"train": part(0, 6)})
+    table.to_parquet(str(both / "embeddings.parquet"))
+    assert read_folder(both).class_names == tuple(NAMES)
+
+    (tmp_path / "alone").mkdir()
+    table.to_parquet(str(tmp_path / "alone/00000.parquet"))
+    with pytest.raises(DataError, match="has no column image, only url, embedding"):
+        read_folder(tmp_path / "alone")
 
 
 @pytest.mark.parametrize("form", ["saved", "parquet"])

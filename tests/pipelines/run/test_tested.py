@@ -145,8 +145,10 @@ def test_settings_of_training_data_in_python_keep_their_split(path: Path) -> Non
 
 
 def test_a_training_that_takes_all_images_leaves_none_to_test_on(path: Path) -> None:
-    trained = NpzData(kind="npz", path=str(path), test=0.0)
+    data = {"kind": "npz", "path": str(path)}
+    taught = {"kind": "train", "data": {**data, "test": 0.0}, "model": {"arch": "mlp"}}
+    source = {"teacher": taught, "student": {"arch": "mlp"}, "test": data}
     with pytest.raises(
-        DataError, match=r"test: a share of 0 leaves no image of .*set\.npz to test on; raise it, or name"
+        DataError, match=r"test: the training leaves no image of set\.npz to test on; name other images"
     ):
-        load_test(NpzTest(kind="npz", path=str(path)), [trained])
+        read_test(load_config(DistillConfig, source, []))

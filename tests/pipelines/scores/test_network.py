@@ -1,12 +1,13 @@
 """How good a network is: every form of it gives the same numbers, on every form of the images."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from synthkd.compression import export_onnx
 from synthkd.compression.export import export_program
@@ -28,7 +29,9 @@ NAMES = tuple("abcdef")
 def network(seed: int, spec: ImageSpec = SPEC) -> Classifier:
     torch.manual_seed(seed)
     names = NAMES[: spec.classes]
-    return build(ZooModel(arch="mlp", width=8, depth=1), spec, (0.5,), (0.1,), names).eval()
+    return build(
+        ZooModel(arch="mlp", width=8, depth=1), spec, (0.5,) * spec.channels, (0.1,) * spec.channels, names
+    ).eval()
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +196,78 @@ def test_what_cannot_be_measured_is_refused_in_a_line(files: Path, tmp_path: Pat
     refuses(DataError, r"1 of 3 files cannot be read .*torn\.png", data=str(tmp_path / "photos"))
     recipe = {"model": str(files / "model"), "data": str(tmp_path / "photos")}
     assert len(run(tmp_path / "skipped", **recipe, skip_bad=1).content.images.skipped) == 1
+
+
+def wide_photos(top: Path) -> Path:
+    """Two colour photos of other sizes than any network here takes."""
+    rng = np.random.default_rng(0)
+    for name, shape in (("a/0.png", (20, 30, 3)), ("b/1.png", (30, 20, 3))):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(top / name)
+    return top
+
+
+def test_photos_are_cropped_to_the_shape_of_a_network_of_oblong_images(tmp_path: Path) -> None:
+    photos = wide_photos(tmp_path / "photos")
+    save(network(0, ImageSpec(3, 8, 16, 2)), tmp_path / "model", {})
+    arrays = []
+    for name in ("a/0.png", "b/1.png"):
+        with Image.open(photos / name) as photo:
+            arrays.append(np.asarray(ImageOps.fit(photo, (16, 8), method=Image.Resampling.BILINEAR)))
+    np.savez(tmp_path / "set.npz", images=np.stack(arrays), labels=np.arange(2), class_names=np.array(["a", "b"]))
+    found = run(tmp_path / "photos-run", model=str(tmp_path / "model"), data=str(photos)).content
+    expected = run(tmp_path / "npz-run", model=str(tmp_path / "model"), data=str(tmp_path / "set.npz")).content
+    assert (found.images.n, found.images.digest) == (2, expected.images.digest)
+    assert found.quality == expected.quality
+
+
+def test_channels_of_a_set_of_files_and_their_conversions_are_told(tmp_path: Path) -> None:
+    photos = wide_photos(tmp_path / "photos")
+    save(network(0, ImageSpec(1, 8, 8, 2)), tmp_path / "grey", {})
+    save(network(0, ImageSpec(3, 8, 8, 2)), tmp_path / "colour", {})
+    grey = run(tmp_path / "one", model=str(tmp_path / "grey"), data=str(photos))
+    assert any("2 images turned from colour to grey: a/0.png" in line for line in grey.summary)
+    plain = run(tmp_path / "two", model=str(tmp_path / "colour"), data=str(photos)).content
+    asked = run(tmp_path / "three", model=str(tmp_path / "colour"), data={"path": str(photos), "channels": 1}).content
+    assert plain.images.notes == ()
+    assert asked.images.notes == grey.content.images.notes
+    assert asked.images.digest != plain.images.digest
+
+
+def test_a_section_without_split_takes_the_images_of_its_path(files: Path, tmp_path: Path) -> None:
+    model, photos = str(files / "model"), str(files / "photos")
+    whole = run(tmp_path / "path", model=model, data=photos).content
+    for kind, place in (("folder", {"root": photos, "channels": 1}), ("npz", {"path": str(files / "set.npz")})):
+        found = run(tmp_path / kind, model=model, data={"data": {"kind": kind, **place}}).content
+        assert (found.images.n, found.quality.top1) == (70, whole.quality.top1)
+    part = {"data": {"kind": "folder", "root": photos, "channels": 1}, "split": "test"}
+    assert run(tmp_path / "part", model=model, data=part).content.images.n == 14
+    recipe = {"generated": [str(files / "set.npz")], "features": {"kind": "load", "model": model}, "cache": None}
+    recipe["real"] = {"data": {"kind": "folder", "root": photos, "channels": 1}}
+    plan = evaluate(load_config(EvaluateConfig, recipe, []), dry_run=True)
+    assert "real: 70 images of photos" in str(plan)
+
+
+def test_a_section_with_a_test_part_of_its_own_takes_that(files: Path, tmp_path: Path) -> None:
+    held = np.load(files / "set.npz")
+    parts = {"test_images": held["images"][:12], "test_labels": held["labels"][:12]}
+    np.savez(tmp_path / "parts.npz", images=held["images"], labels=held["labels"], **parts)
+    data = {"data": {"kind": "npz", "path": str(tmp_path / "parts.npz")}}
+    assert run(tmp_path / "run", model=str(files / "model"), data=data).content.images.n == 12
+
+
+def test_directories_counted_from_1_are_the_classes_of_a_network_without_names(files: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(NAMES, start=1):
+        shutil.copytree(files / "photos" / name, tmp_path / "photos" / str(number))
+    model = network(0)
+    model.class_names = ()
+    save(model, tmp_path / "unnamed", {})
+    expected = run(tmp_path / "named", model=str(files / "model"), data=str(files / "photos")).content
+    found = run(tmp_path / "run", model=str(tmp_path / "unnamed"), data=str(tmp_path / "photos")).content
+    assert found.quality == expected.quality
+    assert any("classes taken by number" in note for note in found.images.notes)
+    recipe = {"generated": [str(tmp_path / "photos")], "real": str(tmp_path / "photos"), "cache": None}
+    recipe["teacher"] = {"kind": "load", "model": str(tmp_path / "unnamed")}
+    assert isinstance(evaluate(load_config(EvaluateConfig, recipe, []), dry_run=True), Plan)
+    with pytest.raises(DataError, match="images of classes that the model does not have: 1, 2"):
+        run(tmp_path / "refused", model=str(files / "model"), data=str(tmp_path / "photos"))
