@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from synthkd import __version__
-from synthkd.data.read.real import Splits, load_splits
+from synthkd.data.read.real import Splits, load_splits, reading_once
 from synthkd.generators.build import build_generator
 from synthkd.imports import optional
 from synthkd.models import parameters
@@ -24,10 +24,23 @@ from synthkd.pipelines.config import NOISY_GENERATOR, CompressConfig
 from synthkd.pipelines.config.compress import UNTAUGHT
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.handover import search as choose
-from synthkd.pipelines.handover.attack import PipelineAudit, audit_pipeline, require_enough
+from synthkd.pipelines.handover.attack import (
+    DrawnCanaries,
+    PipelineAudit,
+    audit_pipeline,
+    draw_canaries,
+    require_enough,
+)
 from synthkd.pipelines.handover.export import NAMES, hand_over, measure_capacity, require_packages
 from synthkd.pipelines.handover.finished import read_finished, require_unchanged
-from synthkd.pipelines.handover.flow import DISTILL, FlowResult, distill_config, run_flow, sample
+from synthkd.pipelines.handover.flow import (
+    DISTILL,
+    FlowResult,
+    planned_distillation,
+    require_fitting,
+    run_flow,
+    sample,
+)
 from synthkd.pipelines.handover.timing import whole_time
 from synthkd.pipelines.run.device import process_state
 from synthkd.pipelines.run.images import fitted, keep_data
@@ -52,7 +65,7 @@ from synthkd.system.sealed import sealed
 PRIVACY = "privacy_report.json"
 EXPORT = "export"
 SYNTHETIC = 1000
-"""Images of the generator that copies are looked for in, and that exports are calibrated and compared on."""
+"""Images of the generator that copies are looked for in; exports are calibrated on the first of them, or on more."""
 UNTIMED = "; it and the measurements of the finished student come on top of the time"
 """What the plan says, since a dry run exports nothing."""
 UNAUDITED = "not asked for (audit is not set)"
@@ -95,11 +108,8 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result[Compres
 def _compress(config: CompressConfig, job: Job) -> CompressResult:
     """Run the flow, export and audit its student, and write `privacy_report.json`; the pages follow the result."""
     began = time.perf_counter()
-    private = load_splits(config.teacher.data) if isinstance(config.teacher, TrainedTeacher) else None
-    if private is not None:
-        if config.audit is not None:
-            require_enough(config.audit, private)
-        on_main(lambda: keep_data(job.directory, private, job.accelerator))
+    with reading_once():
+        private, drawn = _prepared(config, job)
     if config.finished is None:
         flow = run_flow(config, job.directory, private, config.seed)
         student = job.directory / DISTILL / "student"
@@ -112,8 +122,9 @@ def _compress(config: CompressConfig, job: Job) -> CompressResult:
     attacks = None
     if config.audit is not None:
         assert private is not None
+        assert drawn is not None
         chosen = {} if flow.choice is None else {"student": flow.choice.model, "search": None}
-        attacks = audit_pipeline(config.model_copy(update=chosen), job.directory, private, job.device)
+        attacks = audit_pipeline(config.model_copy(update=chosen), job.directory, private, drawn, job.device)
     conclusion = on_main(lambda: _reported(config, job, flow, attacks, private, synthetic))
     seconds = {
         "flow": flow_ended - began,
@@ -138,6 +149,19 @@ def _compress(config: CompressConfig, job: Job) -> CompressResult:
     )
 
 
+def _prepared(config: CompressConfig, job: Job) -> tuple[Splits | None, DrawnCanaries | None]:
+    """The private images and the canaries among them, after the checks that would cost a budget later."""
+    private = load_splits(config.teacher.data) if isinstance(config.teacher, TrainedTeacher) else None
+    if private is not None:
+        require_enough(config, private)
+        on_main(lambda: keep_data(job.directory, private, job.accelerator))
+    if config.finished is None:
+        on_main(lambda: require_fitting(config, job.directory))
+    if private is None or config.audit is None:
+        return private, None
+    return private, on_main(lambda: draw_canaries(config, private))
+
+
 def _handed_over(
     config: CompressConfig, job: Job, flow: FlowResult, student: Path
 ) -> tuple[Tensor, Handover, Capacity]:
@@ -148,6 +172,7 @@ def _handed_over(
     if test is not None:
         test = fitted("test", test, flow.teacher.spec, flow.teacher.class_names, lacks_classes=True)
     files = hand_over(config.export, flow.teacher, flow.student, synthetic, test, job.directory / EXPORT, job.device)
+    synthetic = synthetic[:SYNTHETIC]
     capacity = measure_capacity(flow.teacher, flow.student, synthetic, config.seed, job.device)
     return synthetic, files, capacity
 
@@ -167,10 +192,11 @@ def _reported(
 
 
 def _synthetic(config: CompressConfig, job: Job, flow: FlowResult) -> Tensor:
-    """Images uint8 `[SYNTHETIC, C, H, W]` of the generator that the student learned from."""
+    """Images uint8 `[N, C, H, W]` of the generator that the student learned from: `SYNTHETIC`, or to calibrate more."""
     generator = build_generator(flow.generator, flow.teacher, config.seed, job.accelerator)
     classes, difficulty = flow.teacher.spec.classes, config.generated.difficulty.start
-    return sample(generator, SYNTHETIC, classes, difficulty, config.seed, "handover")[0]
+    count = max(SYNTHETIC, config.export.calibration)
+    return sample(generator, count, classes, difficulty, config.seed, "handover")[0]
 
 
 def _copies(config: CompressConfig, job: Job, private: Splits | None, synthetic: Tensor) -> dict[str, CopyTest]:
@@ -261,11 +287,11 @@ def _plan(config: CompressConfig) -> Plan:
                 f"  export: {', '.join(config.export.formats) or 'none'}",
             )
         )
-    teacher = config.teacher
-    assert teacher is not None
-    private = teacher.data if isinstance(teacher, TrainedTeacher) and config.flow in NOISY_GENERATOR else None
-    inner = distill_config(config, teacher, config.generated.generator, private)
-    plan = distill(inner, dry_run=True)
+    inner = planned_distillation(config)
+    with reading_once():
+        if isinstance(config.teacher, TrainedTeacher):
+            require_enough(config, load_splits(config.teacher.data))
+        plan = distill(inner, dry_run=True)
     assert isinstance(plan, Plan)
     runs = "" if config.audit is None else f", {config.audit.references + 1} further runs of it and a control"
     audited = "none" if config.audit is None else f"{config.audit.canaries} canaries{runs}"

@@ -48,8 +48,9 @@ class AuditSettings(Settings):
     """Runs of the whole pipeline without the canaries. Their models show the outputs for images not learned from."""
     guesses: Annotated[Images, Field(ge=2)] | None = None
     """Number of guesses about canaries of each half, even and fixed beforehand; None: a fifth."""
-    delta: Delta = 1e-5
-    """Delta of the lower bounds of epsilon."""
+    delta: Delta | None = None
+    """Delta of the lower bounds of epsilon. None: that of the flow's claim, or 1e-5 without one. A bound at a smaller
+    delta could not refute the claim."""
 
 
 class ExportSettings(Settings):
@@ -131,6 +132,22 @@ class CompressConfig(TrainingConfig):
         generated = self.distillation.generated
         assert generated is not None
         return generated
+
+    @property
+    def claimed_delta(self) -> float | None:
+        """Delta of what the flow will claim; None without differential privacy."""
+        deltas = []
+        if isinstance(self.teacher, TrainedTeacher) and self.teacher.training.dp is not None:
+            deltas.append(self.teacher.training.dp.delta)
+        if isinstance(self.generated.generator, MerfSettings):
+            deltas.append(self.generated.generator.delta)
+        return max(deltas, default=None)
+
+    @property
+    def audited_delta(self) -> float:
+        """Delta of the lower bounds of epsilon."""
+        own = None if self.audit is None else self.audit.delta
+        return own or self.claimed_delta or 1e-5
 
     @classmethod
     def refuse_old_form(cls, recipe: Mapping[str, object]) -> None:
@@ -230,4 +247,9 @@ class CompressConfig(TrainingConfig):
             raise ValueError(
                 "audit runs the pipeline again, which a given teacher does not allow: leave audit out, and attack the "
                 "finished models with lists of members and non-members (synthkd audit)"
+            )
+        if self.claimed_delta is not None and self.audited_delta < self.claimed_delta:
+            raise ValueError(
+                f"audit.delta: a bound at {self.audited_delta:g} says nothing about a claim at {self.claimed_delta:g}: "
+                "leave it out"
             )

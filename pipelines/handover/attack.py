@@ -18,7 +18,7 @@ from synthkd.data.read.on_disk import joined, part_of
 from synthkd.data.read.splits import RealData, Splits
 from synthkd.errors import ConfigError
 from synthkd.models import Classifier, load
-from synthkd.pipelines.config import AuditSettings, CompressConfig
+from synthkd.pipelines.config import CompressConfig
 from synthkd.pipelines.handover.flow import FlowResult, run_flow
 from synthkd.pipelines.run.result import Result
 from synthkd.pipelines.run.shared_work import alone, on_main, shares
@@ -68,21 +68,86 @@ class PipelineAudit:
         return [group.one_run.epsilon for group in groups if group.one_run is not None]
 
 
-def require_enough(settings: AuditSettings, private: Splits) -> None:
-    """Check that the audit leaves at least half of the images to train on.
+@dataclasses.dataclass(frozen=True)
+class DrawnCanaries:
+    """The canaries of an audit, drawn before anything is trained.
+
+    Attributes:
+        canaries: rows of the training images, none of which another image equals.
+        checks: those that need no model; all passed.
+    """
+
+    canaries: Canaries
+    checks: tuple[Check, ...]
+
+
+def require_enough(config: CompressConfig, private: Splits) -> None:
+    """Check that an audit leaves enough images to train on, and can make its guesses; without an audit nothing.
+
+    Args:
+        config: the pipeline, with a teacher that is trained if it has an audit.
+        private: the images, of which some become canaries.
 
     Raises:
-        ConfigError: more canaries than half of the images.
+        ConfigError: more canaries than half of the images, batches of a private teacher that are larger than what the
+            references train on, or guesses that are odd or more than half of the canaries.
     """
-    count = len(private.train)
+    settings, teacher, count = config.audit, config.teacher, len(private.train)
+    if settings is None:
+        return
+    assert isinstance(teacher, TrainedTeacher)
     if settings.canaries > count // 2:
         raise ConfigError(
             f"audit.canaries: {settings.canaries} are more than half of the {count:,} private images; take "
             f"{count // 20 * 2} or fewer"
         )
+    half, guesses = settings.canaries // 2, settings.guesses
+    if guesses is not None and (guesses % 2 or guesses > half):
+        raise ConfigError(
+            f"audit.guesses: expected an even number from 2 to {half}, half of the canaries, got {guesses}; take about "
+            f"{half // 10 * 2}, or leave it out"
+        )
+    # An expected batch of DP-SGD is at most the images; those of other trainings go on into the next epoch.
+    left, batch = count - settings.canaries, teacher.training.batch_size
+    if teacher.training.dp is not None and batch > left:
+        raise ConfigError(
+            f"teacher.training.batch_size: {batch} expected images of {left:,}, which the references of the audit have "
+            "without the canaries; take fewer, or fewer audit.canaries"
+        )
 
 
-def audit_pipeline(config: CompressConfig, directory: Path, private: Splits, device: torch.device) -> PipelineAudit:
+def draw_canaries(config: CompressConfig, private: Splits) -> DrawnCanaries:
+    """Draw the canaries of an audit among the images that no other image equals, and make the checks without a model.
+
+    Args:
+        config: the pipeline, with `audit` set.
+        private: the images.
+
+    Raises:
+        ConfigError: too few images without a copy, or a check failed.
+    """
+    settings, train, population = config.audit, private.train, _population(private)
+    assert settings is not None
+    # Of a canary with a copy in another role, a model may know more or less than the coin says.
+    once = audit.rows_without_copy(train.images, [] if population is None else [population.images])
+    if len(once) < settings.canaries:
+        raise ConfigError(
+            f"audit.canaries: {settings.canaries} are drawn among the private images that no other image equals, which "
+            f"are {len(once):,} of {len(train):,}; take fewer, or remove the copies"
+        )
+    drawn = choose(train.labels[once], train.spec.classes, settings.canaries, derive(config.seed, "audit"))
+    canaries = dataclasses.replace(drawn, rows=once[drawn.rows])
+    sets = _sets(train, canaries)
+    checks = _roles_check(sets, population), audit.blind_check(sets.members.images, sets.outside.images)
+    for check in checks:
+        if not check.passed:
+            raise ConfigError(f"audit: {check.name}: {check.found}; set another seed, which draws other canaries")
+    return DrawnCanaries(canaries, checks)
+
+
+def audit_pipeline(
+    config: CompressConfig, directory: Path, private: Splits, drawn: DrawnCanaries, device: torch.device
+) -> PipelineAudit:
     """Run the pipeline with canaries and without, and attack the models of the run with canaries.
 
     Several processes share the runs; the main one attacks.
@@ -91,21 +156,17 @@ def audit_pipeline(config: CompressConfig, directory: Path, private: Splits, dev
         config: the pipeline, with `audit` set and a teacher that is trained.
         directory: of the job; the runs are in `audit/` inside.
         private: the images, of which some become canaries.
+        drawn: the canaries.
         device: of the models.
 
     Raises:
         SynthkdError: as the pipeline raises.
     """
-    settings, train, place = config.audit, private.train, directory / FOLDER
+    settings, place, sets = config.audit, directory / FOLDER, _sets(private.train, drawn.canaries)
     assert settings is not None
-    # Canaries come out of the training images. The audited run trains on the canaries that the coin included and on all
-    # images that are no canary, the references on the latter alone.
-    canaries = choose(train.labels, train.spec.classes, settings.canaries, derive(config.seed, "audit"))
-    candidates = dataclasses.replace(_part(train, canaries.rows), labels=canaries.labels)
-    members = _part(candidates, canaries.included)
-    others = torch.ones(len(train), dtype=torch.bool)
-    others[canaries.rows] = False
-    rest = _part(train, others)
+    # The audited run trains on the canaries that the coin included and on all images that are no canary, the references
+    # on the latter alone.
+    rest, members = sets.rest, sets.members
     audited = _with_train(private, rest, members)
     runs = {"audited": partial(run_flow, config, place / "audited", audited, derive(config.seed, "run"))}
     for k in range(settings.references):
@@ -122,36 +183,50 @@ def audit_pipeline(config: CompressConfig, directory: Path, private: Splits, dev
 
     def attacked() -> PipelineAudit:
         every = [flows[name] if name in flows else run() for name, run in runs.items()]
-        sets = _Sets(canaries, candidates, members, rest)
-        return _attacked(config, sets, private, every, memorised or control(), device)
+        return _attacked(config, sets, drawn, private, every, memorised or control(), device)
 
     return on_main(attacked)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sets:
-    """The canaries, their images with the labels of their training, the included ones, and all other images."""
+    """The canaries with the labels of their training, those of them that are included and left out, and the rest."""
 
-    canaries: Canaries
     candidates: RealData
     members: RealData
+    outside: RealData
     rest: RealData
+
+
+def _sets(train: RealData, canaries: Canaries) -> _Sets:
+    """Canaries come out of the training images."""
+    candidates = dataclasses.replace(_part(train, canaries.rows), labels=canaries.labels)
+    others = torch.ones(len(train), dtype=torch.bool)
+    others[canaries.rows] = False
+    members, outside = _part(candidates, canaries.included), _part(candidates, ~canaries.included)
+    return _Sets(candidates, members, outside, _part(train, others))
+
+
+def _population(private: Splits) -> RealData | None:
+    """The images in no other role that RMIA uses; None where they are few."""
+    # RMIA counts how much of the population an image exceeds; fewer images than this would make its steps too coarse.
+    unseen = private.unseen
+    return unseen if len(unseen) >= POPULATION else None
 
 
 def _attacked(
     config: CompressConfig,
     sets: _Sets,
+    drawn: DrawnCanaries,
     private: Splits,
     flows: Sequence[FlowResult],
     control: Classifier,
     device: torch.device,
 ) -> PipelineAudit:
     """Attack the models of the first flow, with the others as references, and check the attacks by a control."""
-    settings, canaries, candidates, references = config.audit, sets.canaries, sets.candidates, flows[1:]
+    settings, canaries, candidates, references = config.audit, drawn.canaries, sets.candidates, flows[1:]
     assert settings is not None
-    # RMIA counts how much of the population an image exceeds; fewer images than this would make its steps too coarse.
-    unseen = private.unseen
-    population = unseen if len(unseen) >= POPULATION else None
+    population = _population(private)
 
     def answers(networks: Mapping[str, Classifier], data: RealData = candidates) -> Answers:
         return audit.answers_of(networks, data.images, data.labels, device)
@@ -161,7 +236,7 @@ def _attacked(
         networks = {f"the {who} of {flow.directory.name}": getattr(flow, who) for flow in flows}
         of_canaries, of_population = answers(networks), None if population is None else answers(networks, population)
         models[who] = audit.audit_model(
-            canaries, of_canaries, of_population, settings.guesses, settings.delta, len(audit.WHOS)
+            canaries, of_canaries, of_population, settings.guesses, config.audited_delta, len(audit.WHOS)
         )
         scores[who] = attacks(of_canaries)["LiRA"]
     # The controls put another teacher in the place of the audited one: a reference, for which nothing may be shown, and
@@ -173,10 +248,9 @@ def _attacked(
         models=models,
         ratios=_ratios(scores, canaries, derive(config.seed, "ratio")),
         checks=(
-            _roles_check(candidates.images, sets.rest, population),
-            audit.blind_check(sets.members.images, part_of(candidates.images, ~canaries.included)),
-            _negative_check(_control_bound(answers(teachers), canaries, settings.delta)),
-            _positive_check(_control_bound(answers(controls), canaries, settings.delta)),
+            *drawn.checks,
+            _negative_check(_control_bound(answers(teachers), canaries, config.audited_delta)),
+            _positive_check(_control_bound(answers(controls), canaries, config.audited_delta)),
         ),
         population=0 if population is None else len(population),
         references=dict.fromkeys(audit.WHOS, settings.references),
@@ -206,14 +280,15 @@ def _control(config: CompressConfig, directory: Path, rest: RealData, members: R
     return load(result.directory)
 
 
-def _roles_check(images: InBlocks, rest: RealData, population: RealData | None) -> Check:
-    """No canary is, pixel by pixel, also another training image or in the population."""
-    roles: dict[str, InBlocks] = {"other training images": rest.images}
+def _roles_check(sets: _Sets, population: RealData | None) -> Check:
+    """No canary is, pixel by pixel, also a canary with the other coin, another training image or in the population."""
+    roles: dict[str, InBlocks] = {"other training images": sets.rest.images}
     if population is not None:
         roles["the population"] = population.images
-    twice = {role: count for role, count in audit.count_duplicates(images, roles).items() if count}
-    counts = ", ".join(f"{count} of {role}" for role, count in twice.items())
-    evidence = f"{counts} equal a canary pixel by pixel" if twice else "no canary is there again in another role"
+    counts = audit.count_duplicates(sets.members.images, {"the canaries that are left out": sets.outside.images})
+    counts |= audit.count_duplicates(sets.candidates.images, roles)
+    twice = ", ".join(f"{count} of {role}" for role, count in counts.items() if count)
+    evidence = f"{twice} equal a canary pixel by pixel" if twice else "no canary is there again in another role"
     return Check("no image in two roles", not twice, evidence)
 
 

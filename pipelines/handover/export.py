@@ -110,8 +110,9 @@ def hand_over(
             onnx_latency(path),
             None if test is None else accuracy(run_onnx(path, test.images).argmax(1), test.labels),
         )
-    if "onnx" not in settings.formats:
-        float32.unlink(missing_ok=True)
+    # What int8 was made from, and what an interrupted run with other formats left.
+    for other in NAMES.keys() - settings.formats:
+        (directory / NAMES[other]).unlink(missing_ok=True)
     right = None if test is None else accuracy(predict(student, test.images, device), test.labels)
     return Handover(HandoverCost(cost(teacher, device), cost(student, device)), HandoverStudent(right), files)
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from synthkd.compression.space import space_of
 from synthkd.data.read.splits import RealData, Splits
 from synthkd.errors import CheckpointError
 from synthkd.generators.files import INSIDE_A_RUN
@@ -24,15 +26,18 @@ from synthkd.generators.settings import (
     MerfSettings,
     SavedSettings,
 )
-from synthkd.models import Classifier, load, load_model
+from synthkd.models import Classifier, load, load_model, parameters
 from synthkd.passes import sample_in_chunks
-from synthkd.pipelines.config import CompressConfig, Distillation, DistillConfig, TrainingConfig
+from synthkd.pipelines.config import NOISY_GENERATOR, CompressConfig, Distillation, DistillConfig, TrainingConfig
 from synthkd.pipelines.distill import Distilled, distill
 from synthkd.pipelines.handover.private_generator import WIDEST, ReleaseConfig, load_released, release
-from synthkd.pipelines.handover.search import Choice, choose_student
+from synthkd.pipelines.handover.search import SHARE, Choice, choose_student
+from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.result import Result
 from synthkd.pipelines.run.shared_work import on_main
-from synthkd.pipelines.student.teachers import teach_config
+from synthkd.pipelines.run.tested import read_test
+from synthkd.pipelines.student.assembly import assemble
+from synthkd.pipelines.student.teachers import is_taught, teach_config, untrained_teacher
 from synthkd.pipelines.teach import teach
 from synthkd.privacy.claims import ledger_of
 from synthkd.privacy.journal import JOURNAL, Journal
@@ -67,6 +72,30 @@ class FlowResult:
     choice: Choice | None
     dp: tuple[Mapping[str, Any], ...]
     distilled: DistillResult
+
+
+def require_fitting(config: CompressConfig, directory: Path) -> None:
+    """Check that test data, student and generator fit the teacher, before it is trained and a budget is spent.
+
+    Args:
+        config: the flow.
+        directory: of its runs; where the distillation comes next, that checks the same.
+
+    Raises:
+        SynthkdError: what reading the test data and building a distillation raise.
+    """
+    settings = config.teacher
+    assert settings is not None  # a finished student has no flow
+    is_chosen = config.search is None or (directory / DISTILL).exists()
+    if is_chosen and is_taught(settings, directory):
+        return
+    test = read_test(config)
+    # The parts are dropped, and torch's generator is as before: the run is the same as without this check.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        teacher = untrained_teacher(settings, config)
+        if config.search is not None:
+            space_of(config.search, teacher.spec, parameters(teacher) // SHARE)
+        assemble(planned_distillation(config), [teacher], make_accelerator(config), None).fitted_test(test)
 
 
 def run_flow(config: CompressConfig, directory: Path, private: Splits | None, seed: int) -> FlowResult:
@@ -202,6 +231,14 @@ def _release_config(config: CompressConfig, generator: MerfSettings, out: Path, 
     inherited = {name: getattr(config, name) for name in TrainingConfig.model_fields}
     changed = {"out": str(out), "generator": generator, "seed": seed, "rounds": config.synthetic.rounds}
     return ReleaseConfig(**{**inherited, **changed})
+
+
+def planned_distillation(config: CompressConfig) -> DistillConfig:
+    """The distillation inside a compression as it is before a teacher or a private generator is trained."""
+    teacher = config.teacher
+    assert teacher is not None  # a finished student is not distilled
+    private = teacher.data if isinstance(teacher, TrainedTeacher) and config.flow in NOISY_GENERATOR else None
+    return distill_config(config, teacher, config.generated.generator, private)
 
 
 def distill_config(

@@ -5,6 +5,8 @@ It uses nothing but the teacher and the generator, so it costs no privacy beyond
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +20,11 @@ from synthkd.compression.proxy import Proxy, proxy_evaluator
 from synthkd.compression.search import search
 from synthkd.compression.space import space_of
 from synthkd.models import Classifier, build_model, parameters
+from synthkd.models.weights import serialised
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run import shared_work
 from synthkd.pipelines.run.device import make_accelerator
+from synthkd.pipelines.run.directory import FREE_TO_CHANGE
 from synthkd.pipelines.student.assembly import assemble
 from synthkd.reports.results import FrontRow, SearchResult
 from synthkd.settings import SearchSettings, ZooModel
@@ -31,6 +35,10 @@ HELD_OUT = 500
 """Smallest number of synthetic images on which a candidate's agreement with the teacher is measured."""
 SHARE = 4
 """A candidate has at most the teacher's parameters divided by this, unless the settings have a limit."""
+NOT_SCORED = FREE_TO_CHANGE | {
+    "seed", "teacher", "student", "test", "log_every", "evaluate_every", "grid_every", "publish_every",
+}  # fmt: skip
+"""Keys of a distillation on which no score depends, or that `scored_by` has by themselves."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +101,29 @@ def choose_student(config: DistillConfig, settings: SearchSettings, teacher: Cla
                 yield scores
 
         arguments = (settings.objectives, settings.population, settings.generation, displayed)
-        front = search(space, scoring.one, directory, seed, count, *arguments)
+        front = search(space, scoring.one, directory, seed, count, *arguments, scored_by(config, settings, teacher))
     choice = Choice(fastest_of(front, settings.tolerance).model, front)
     shared_work.shares().first(list)  # no further turn
     return shared_work.shares().first(lambda: choice)
+
+
+def scored_by(config: DistillConfig, settings: SearchSettings, teacher: Classifier) -> dict[str, str | int]:
+    """What decides the scores of candidates, beside their seed and the machine, by the names that an error has for it.
+
+    Args:
+        config: of the distillation.
+        settings: of the search.
+        teacher: finished.
+    """
+    # Without defaults: a key that a later version adds does not change what its default did before.
+    values = config.model_dump(exclude=NOT_SCORED, exclude_defaults=True)
+    return {
+        "steps": settings.steps,
+        "rounds": settings.rounds,
+        "seed of the run": config.seed,
+        "teacher": hashlib.sha256(serialised(teacher)).hexdigest(),
+        "distillation": hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest(),
+    }
 
 
 @dataclass

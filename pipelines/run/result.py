@@ -16,6 +16,7 @@ from synthkd.errors import CheckpointError
 from synthkd.pipelines.config import JobConfig
 from synthkd.pipelines.run.device import mixed_precision
 from synthkd.pipelines.run.timing import PlannedTime
+from synthkd.privacy.journal import JOURNAL
 from synthkd.reports.results import RESULT, FileEntry, Hardware, JobResult, from_json, result_values
 from synthkd.reports.results import read_result as read_content
 from synthkd.system.files import SUMS, file_names, inside, read_sums, sha256
@@ -24,6 +25,9 @@ from synthkd.system.hardware import describe, peak_memory_bytes
 HANDED_OVER = ("student", "teacher", "peers", "generator", "dataset", "export", "privacy_report.json")
 """Files and folders that a run is made for. The result has their sizes and sha256; everything else in the run directory
 can be made again."""
+
+RESTORE = "restore it from a copy: the privacy budget of this run is spent, and to make it again may spend it twice"
+"""The remedy for a damaged file of a run with a privacy budget."""
 
 Content = TypeVar("Content", bound=JobResult)
 
@@ -112,9 +116,8 @@ def read_result(directory: Path, kind: type[Content]) -> Content | None:
             raise ValueError(f"it is the result of {content.job}")
         _verify(directory, content.files)
     except ValueError as error:
-        raise CheckpointError(
-            f"{directory / RESULT} is damaged ({error}); delete it to finish the run again"
-        ) from error
+        remedy = RESTORE if _has_budget(directory) else "delete it to finish the run again"
+        raise CheckpointError(f"{directory / RESULT} is damaged ({error}); {remedy}") from error
     return content
 
 
@@ -143,7 +146,12 @@ def _verify_file(directory: Path, path: Path, digest: str) -> None:
     if path.is_file() and sha256(path) == digest:
         return
     state = "damaged or changed" if path.is_file() else "missing"
+    again = f"copy it back, or delete {directory / RESULT} and run the same command to make it again"
     raise CheckpointError(
-        f"{path} is {state}, though {directory} is finished; copy it back, or delete {directory / RESULT} and run the "
-        "same command to make it again"
+        f"{path} is {state}, though {directory} is finished; {RESTORE if _has_budget(directory) else again}"
     )
+
+
+def _has_budget(directory: Path) -> bool:
+    """Whether a run has charged queries of private images; without its result it would charge them once more."""
+    return (directory / JOURNAL).exists()

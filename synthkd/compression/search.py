@@ -58,6 +58,7 @@ def search(
     population: int | None = POPULATION,
     generation: int = 1,
     mapped: Mapped = map,
+    scoring: Mapping[str, str | int] | None = None,
 ) -> Front:
     """Search with NSGA-II, or at random, until `candidates` different candidates, or the whole space, have scores.
 
@@ -75,6 +76,8 @@ def search(
             comparison, which draws genes uniformly.
         generation: number of children that are proposed by the same scores. The result depends on it.
         mapped: scores the candidates that are proposed together. The result does not depend on it.
+        scoring: name -> value, for what decides the scores, such as the steps of a training. A call with other values
+            is refused, since the scores of the two could not be compared.
 
     Returns:
         All candidates with their scores; the reference is the worst value of each objective.
@@ -89,7 +92,7 @@ def search(
     optuna = optional(*OPTUNA)
     path = Path(directory) / ("random.db" if population is None else "search.db")
     arguments = {"space": asdict(space), "objectives": list(objectives), "seed": seed, "population": population}
-    with naming(path), _study(optuna, path, {**arguments, "generation": generation}) as study:
+    with naming(path), _study(optuna, path, {**(scoring or {}), **arguments, "generation": generation}) as study:
         course = _Course(optuna, study, space, seed, population, generation)
         while proposals := course.propose(min(candidates, len(space))):
             scored = iter(mapped(evaluate, [one.model for one in proposals if not one.repeated]))
@@ -246,7 +249,8 @@ def _study(optuna: Any, path: Path, arguments: Mapping[str, Any]) -> Iterator[An
         except Exception as error:  # of sqlite, its layers above, or optuna; they have no common parent
             reason = first_line(error)
             raise CheckpointError(f"{path} cannot be used as a search ({reason}); give another directory") from error
-        if changed := [key for key, value in arguments.items() if begun_with.get(key) != value]:
+        # A file of an earlier version does not say how it scored; it goes on.
+        if changed := [key for key, value in arguments.items() if begun_with.get(key, value) != value]:
             raise CheckpointError(
                 f"{path} was begun with another {', '.join(changed)}; take the same again, or another directory"
             )

@@ -8,7 +8,8 @@ them shows the average case, without a bound.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -121,6 +122,20 @@ def count_duplicates(images: InBlocks, others: Mapping[str, InBlocks]) -> dict[s
     return {role: sum(digest in own for digest in _digests(other)) for role, other in others.items()}
 
 
+def rows_without_copy(images: InBlocks, others: Iterable[InBlocks] = ()) -> Tensor:
+    """Rows, int64 and ascending, of the images that equal no other image pixel by pixel.
+
+    Args:
+        images: uint8 `[N, C, H, W]`.
+        others: further sets, uint8 `[M, C, H, W]`.
+    """
+    digests = [*_digests(images)]
+    counts = Counter(digests)
+    for other in others:
+        counts.update(_digests(other))
+    return torch.tensor([row for row, digest in enumerate(digests) if counts[digest] == 1], dtype=torch.int64)
+
+
 def _digests(images: InBlocks) -> Iterator[bytes]:
     """SHA-256 of the pixels of each image, which takes less memory than the image."""
     return (hashlib.sha256(image.numpy().tobytes()).digest() for block in images.split(BLOCK) for image in block.cpu())
@@ -150,7 +165,7 @@ def blind_check(inside: InBlocks, outside: InBlocks, seed: int = 0) -> Check:
         outside: uint8 `[M, C, H, W]`, non-members.
         seed: of the folds.
     """
-    area = blind_baseline(inside, outside, seed)
+    area = blind_baseline(inside, outside, seed, CONTROL_CONFIDENCE)
     evidence = f"without any model members are told from non-members with an AUC of {area}"
     return Check("blind baseline", not area.excludes_chance, evidence)
 

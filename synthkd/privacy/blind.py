@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ _FEWEST = 4 * _FOLDS  # images of each side
 _SIDE = 16  # pixels: larger images are averaged down to this before the linear model
 
 
-def blind_baseline(images_in: InBlocks, images_out: InBlocks, seed: int = 0) -> Area:
+def blind_baseline(images_in: InBlocks, images_out: InBlocks, seed: int = 0, confidence: float = 0.95) -> Area:
     """The AUC of a logistic regression of the pixels, by 5-fold cross-validation (Das, Zhang and Tramèr 2024).
 
     Images of more than 16 pixels a side are averaged down to 16 first.
@@ -28,10 +29,11 @@ def blind_baseline(images_in: InBlocks, images_out: InBlocks, seed: int = 0) -> 
         images_in: uint8 `[N, C, H, W]`, members, N at least 20.
         images_out: uint8 `[M, C, H, W]`, non-members, M at least 20.
         seed: of the folds.
+        confidence: of the interval, in (0, 1).
 
     Returns:
-        The AUC on images that the model was not fitted to, with a 95 % interval. Where the interval excludes 0.5, the
-        two sets differ by themselves, so attacks on them say nothing.
+        The AUC on images that the model was not fitted to, with an interval. Where the interval excludes 0.5, the two
+        sets differ by themselves, so attacks on them say nothing.
 
     Raises:
         DataError: too few images, not uint8, or of different shapes.
@@ -52,15 +54,15 @@ def blind_baseline(images_in: InBlocks, images_out: InBlocks, seed: int = 0) -> 
         decisions = model.fit(pixels[train], member[train]).decision_function(pixels[test])
         # Scores of different folds come from different models and cannot be compared; ranks within a fold can.
         scores[test] = rankdata(decisions) / (len(test) + 1)
-    area = auc(scores[member], scores[~member])
+    area = auc(scores[member], scores[~member], confidence)
     if area.standard_error == 0:
         return area
     # The folds share training images, which DeLong's error ignores: without a correction one interval in five would
     # exclude 0.5 for sets that are alike. With it the variance of the mean over folds is 1 / folds plus the ratio of
     # test to training images, times that of a fold (Nadeau and Bengio 2003).
     error = area.standard_error * math.sqrt(1 + _FOLDS / (_FOLDS - 1))
-    low, high = area.value - 1.96 * error, area.value + 1.96 * error
-    return Area(area.value, error, max(0.0, low), min(1.0, high))
+    half = NormalDist().inv_cdf(0.5 + confidence / 2) * error
+    return Area(area.value, error, max(0.0, area.value - half), min(1.0, area.value + half))
 
 
 def _check_images(images_in: InBlocks, images_out: InBlocks) -> None:

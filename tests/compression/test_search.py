@@ -369,6 +369,16 @@ class TestSearch:
         with pytest.raises(CheckpointError, match="begun with another space, seed; take"):
             search(Space(SPACE.ranges[:2]), closed_form, tmp_path, **{**arguments, "seed": 1})
 
+    def test_scores_that_were_made_otherwise_are_refused_by_name(self, tmp_path):
+        scoring = {"steps": 60, "teacher": "ab"}
+        search(SPACE, closed_form, tmp_path / "new", 0, 1, scoring=scoring)
+        for name, value in {"steps": 300, "teacher": "cd"}.items():
+            with pytest.raises(CheckpointError, match=f"search.db was begun with another {name}; take the same again"):
+                search(SPACE, closed_form, tmp_path / "new", 0, 2, scoring={**scoring, name: value})
+        assert len(search(SPACE, closed_form, tmp_path / "new", 0, 2, scoring=scoring).candidates) == 2
+        search(SPACE, closed_form, tmp_path / "old", 0, 1)  # its file does not say how it scored
+        assert len(search(SPACE, closed_form, tmp_path / "old", 0, 2, scoring=scoring).candidates) == 2
+
     def test_a_file_that_is_no_search_is_refused_and_left_alone(self, tmp_path):
         path = tmp_path / "search.db"
         path.write_bytes(b"not a database at all" * 100)

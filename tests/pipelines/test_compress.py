@@ -315,11 +315,22 @@ def test_a_test_seed_is_stamped(tmp_path: Path) -> None:
         ({"flow": "dp_both", "generator": MERF}, "set teacher.training.dp"),
         ({"teacher": None}, "a teacher is missing: set teacher, or finished"),
         ({"audit": {"canaries": 5}}, "expected a whole number >= 80"),
+        (
+            {"flow": "dp_teacher", "teacher": DP, "audit": {"delta": 1e-6}},
+            "audit.delta: a bound at 1e-06 says nothing about a claim at 1e-05: leave it out",
+        ),
     ],
 )
 def test_what_a_flow_does_not_allow_is_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_config(CompressConfig, recipe(**changes), [])
+
+
+def test_an_audit_bounds_epsilon_at_the_delta_of_the_claim() -> None:
+    private = {**DP, "training": {**DP["training"], "dp": {"epsilon": 8.0, "delta": 1e-4}}}  # type: ignore[dict-item]
+    config = load_config(CompressConfig, recipe(flow="dp_teacher", teacher=private, audit={}), [])
+    assert config.audited_delta == config.claimed_delta == 1e-4
+    assert load_config(CompressConfig, recipe(audit={}), []).audited_delta == 1e-5
 
 
 @pytest.mark.parametrize("kind", ["continuous", "pixel_inversion", "contrastive", "noisy_label"])

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from synthkd.errors import DataError
+from synthkd.privacy.audit import blind_check
 from synthkd.privacy.blind import blind_baseline
 
 
@@ -27,6 +28,18 @@ class TestBlindBaseline:
         result = blind_baseline(brighter, pixels(80, seed=1))
         assert result.excludes_chance
         assert result.low > 0.7
+
+    def test_the_interval_has_the_asked_confidence(self):
+        sides = pixels(60), pixels(50, seed=1)
+        usual, wide = blind_baseline(*sides), blind_baseline(*sides, confidence=0.99)
+        assert (wide.value, wide.standard_error) == (usual.value, usual.standard_error)
+        assert wide.high - wide.low == pytest.approx((usual.high - usual.low) * 2.5758 / 1.9600, rel=1e-4)
+
+    def test_a_control_is_judged_at_99_percent(self):
+        """These are alike, and the interval of 95 % excludes 0.5 by chance."""
+        sides = pixels(60, seed=78), pixels(50, seed=79)
+        assert blind_baseline(*sides, seed=39).excludes_chance
+        assert blind_check(*sides, seed=39).passed
 
     def test_it_is_also_seen_in_large_images(self):
         large = pixels(60, 40, seed=1)
