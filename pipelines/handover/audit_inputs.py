@@ -115,8 +115,9 @@ def read_inputs(config: AuditConfig) -> AuditInputs:
     others = {f"references.{who}.{k}": one for who, several in references.items() for k, one in enumerate(several)}
     classes, digests = _check_models({**models, **others})
     first, spec = next((who, model.spec) for who, model in models.items())
+    unnamed = not any(model.class_names for model in (*models.values(), *others.values()))
     lists = {
-        key: _read_list(key, source, config, spec, classes, first)
+        key: _read_list(key, source, config, spec, classes, unnamed, first)
         for key in (*LEAST, "generated")
         if (source := getattr(config, key)) is not None
     }
@@ -150,7 +151,13 @@ def _check_models(models: Mapping[str, Classifier]) -> tuple[tuple[str, ...], di
 
 
 def _read_list(
-    key: str, source: str | ImageSet, config: AuditConfig, spec: ImageSpec, classes: tuple[str, ...], who: str
+    key: str,
+    source: str | ImageSet,
+    config: AuditConfig,
+    spec: ImageSpec,
+    classes: tuple[str, ...],
+    unnamed: bool,
+    who: str,
 ) -> ImageList:
     """The list `key` of the configuration, checked against the model `who`."""
     samples = open_images(source, config)
@@ -163,7 +170,7 @@ def _read_list(
                 f"{where}: its images carry no labels, and attacks ask how sure a model is of an image's own; give a "
                 "directory per class, or labels in the .npz"
             )
-        aligned = align_labels(samples.labels, samples.class_names, classes, where, f"the {who}")
+        aligned = align_labels(samples.labels, samples.class_names, classes, where, f"the {who}", unnamed)
         labels, notes = aligned.labels, (*notes, *filter(None, [aligned.note]))
     _check_images(samples, spec, where, who)
     images = ListedImages((samples,), spec.channels)
