@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from synthkd.errors import ConfigError, ModelError
+from synthkd.models.channels_last import take_channels_last
 from synthkd.models.classifier import Classifier, Network
 from synthkd.models.folding import fold_batch_norm
 from synthkd.models.layout import head
@@ -25,11 +26,14 @@ def local_accelerator(accelerator: Accelerator | None, network: nn.Module | None
 
     Args:
         accelerator: that of a job or of the caller, or None.
-        network: the teacher, which stays where it is; None: the device is that of accelerate's choice.
+        network: the teacher, which stays where it is; None: the device is that of accelerate's choice. It will take
+            images in the memory order of the generator.
 
     Raises:
         ConfigError: accelerate has another device in this process already.
     """
+    if isinstance(network, Classifier):
+        take_channels_last(network)
     if accelerator is not None:
         return accelerator
     weight = None if network is None else next(network.parameters(), None)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from synthkd.errors import ModelError
 from synthkd.models.weights import WEIGHTS, read_weights, save_weights
 from synthkd.rng import Rows
-from synthkd.types import ImageSpec, to_float, to_uint8
+from synthkd.types import ImageSpec, balanced_labels, to_float, to_uint8
 
 MOST_IMAGES, MOST_BYTES = 4096, 64 * 2**20
 """Images that are kept, and the bytes that they may take; one of each class is kept in any case."""
@@ -58,7 +58,7 @@ class Pool:
         labels = labels.cpu()
         images = rng.uniform(len(labels), math.prod(self.spec.shape)).reshape(-1, *self.spec.shape)
         numbers = torch.arange(len(labels)) + rng.start
-        in_turn = numbers % self.spec.classes == labels
+        in_turn = balanced_labels(len(labels), rng.start, self.spec.classes) == labels
         turns = torch.where(in_turn, numbers // self.spec.classes, numbers)
         for label in labels.unique().tolist():
             of_class = (self._labels == label).nonzero().flatten()

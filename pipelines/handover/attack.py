@@ -135,8 +135,11 @@ def draw_canaries(config: CompressConfig, private: Splits) -> DrawnCanaries:
             f"audit.canaries: {settings.canaries} are drawn among the private images that no other image equals, which "
             f"are {len(once):,} of {len(train):,}; take fewer, or remove the copies"
         )
-    drawn = choose(train.labels[once], train.spec.classes, settings.canaries, derive(config.seed, "audit"))
-    canaries = dataclasses.replace(drawn, rows=once[drawn.rows])
+    seed = derive(config.seed, "audit")
+    canaries = choose(train.labels, train.spec.classes, settings.canaries, seed)
+    if not torch.isin(canaries.rows, once).all():
+        drawn = choose(train.labels[once], train.spec.classes, settings.canaries, seed)
+        canaries = dataclasses.replace(drawn, rows=once[drawn.rows])
     sets = _sets(train, canaries)
     checks = _roles_check(sets, population), audit.blind_check(sets.members.images, sets.outside.images)
     for check in checks:

@@ -117,6 +117,8 @@ def scored_by(config: DistillConfig, settings: SearchSettings, teacher: Classifi
     """
     # Without defaults: a key that a later version adds does not change what its default did before.
     values = config.model_dump(exclude=NOT_SCORED, exclude_defaults=True)
+    generator = values.get("transfer_set", {}).get("generator", {}) if config.generated == config.transfer_set else {}
+    generator.pop("path", None)  # of a generator that an earlier part of the run saved: the run may have moved
     return {
         "steps": settings.steps,
         "rounds": settings.rounds,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from synthkd.data.read.classes import Aligned, align_labels
 from synthkd.data.read.decode import some
+from synthkd.data.read.real import same_dataset
 from synthkd.data.read.sample_set import BLOCK, Samples
 from synthkd.data.read.samples import open_samples
 from synthkd.errors import ConfigError, DataError
@@ -28,6 +29,7 @@ from synthkd.settings import (
     NpzData,
     NpzTest,
     TeacherExtractor,
+    UnlabelledData,
 )
 from synthkd.system.shares import ALONE, Shares, of_all
 
@@ -167,23 +169,37 @@ def open_images(configured: str | ImageSet, config: EvaluateConfig | AuditConfig
     """
     image_set = ImageSet(path=configured) if isinstance(configured, str) else configured
     if image_set.data is not None:
-        return open_dataset(image_set.data, image_set.split, image_set.channels)
+        others = [getattr(config, key, None) for key in ("train", "holdout")]
+        training = [one.data for one in others if isinstance(one, ImageSet) and one.data is not None]
+        return open_dataset(image_set.data, image_set.split, image_set.channels, training)
     assert image_set.path is not None
     return open_samples(
         image_set.path, split=image_set.split, skip_bad=config.skip_bad, channels=image_set.channels, seed=config.seed
     )
 
 
-def open_dataset(data: DataSettings, split: str | None, channels: int | None) -> Samples:
+def open_dataset(
+    data: DataSettings,
+    split: str | None,
+    channels: int | None,
+    training: Iterable[DataSettings | UnlabelledData] = (),
+) -> Samples:
     """The images of a dataset: a part of it, or without `split` its own test part if it has one, else all.
+
+    Args:
+        data, split, channels: of the set.
+        training: datasets that are trained on; of one of them the test split that its training leaves out.
 
     Raises:
         DataError: images that cannot be read.
     """
     if split is None and isinstance(data, FolderData | NpzData):
-        tested = FolderTest if isinstance(data, FolderData) else NpzTest
-        # Its share `test` is that of a training: nothing trains on these images.
-        return open_samples(tested(**data.model_dump(exclude={"test"})), channels=channels)
+        trained = same_dataset(data, training)
+        if not isinstance(trained, FolderData | NpzData):
+            tested = FolderTest if isinstance(data, FolderData) else NpzTest
+            # Its share `test` is that of a training: nothing trains on these images.
+            return open_samples(tested(**data.model_dump(exclude={"test"})), channels=channels)
+        data = data.model_copy(update={"test": trained.test, "split_seed": trained.split_seed})
     return open_samples(data, split=split or "test", channels=channels)
 
 

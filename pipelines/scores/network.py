@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +27,10 @@ from synthkd.models.files import is_model_directory
 from synthkd.models.onnx_session import OnnxNetwork
 from synthkd.models.weights import serialised
 from synthkd.pipelines.config import EvaluateConfig, ImageSet
+from synthkd.pipelines.run.tested import taught_on
 from synthkd.pipelines.scores.image_sets import open_dataset
 from synthkd.reports.results import Against, EvaluatedNetwork, NetworkResult, RunCost, SetResult
-from synthkd.settings import LoadedModel
+from synthkd.settings import DataSettings, LoadedModel, UnlabelledData
 from synthkd.system.files import sha256
 from synthkd.types import ImageSpec, to_float
 
@@ -160,7 +161,8 @@ def network_inputs(config: EvaluateConfig, device: torch.device) -> NetworkInput
     if other is not None and (other.spec, other.class_names) != (model.spec, model.class_names):
         what = f"takes {other.spec}" if other.spec != model.spec else "names other classes"
         raise ConfigError(f"against: {other.about.name} {what}, unlike the model ({model.spec}); they must be the same")
-    images = _images(config.data, model.spec)
+    network = config.model if isinstance(config.model, LoadedModel) else LoadedModel(kind="load", model=config.model)
+    images = _images(config.data, model.spec, [*taught_on([network])])
     used = sorted(images.labels)
     if not used:
         if other is None:
@@ -177,11 +179,13 @@ def network_inputs(config: EvaluateConfig, device: torch.device) -> NetworkInput
     return NetworkInputs(model, other, images, dict(zip(used, aligned.labels.tolist(), strict=True)), notes)
 
 
-def _images(configured: str | ImageSet, spec: ImageSpec) -> FittedFiles | FittedArrays:
+def _images(
+    configured: str | ImageSet, spec: ImageSpec, training: Sequence[DataSettings | UnlabelledData]
+) -> FittedFiles | FittedArrays:
     chosen = ImageSet(path=configured) if isinstance(configured, str) else configured
     if chosen.path is None:
         assert chosen.data is not None
-        samples = open_dataset(chosen.data, chosen.split, chosen.channels)
+        samples = open_dataset(chosen.data, chosen.split, chosen.channels, training)
         return FittedArrays(Path(samples.name), samples, spec)
     path = Path(chosen.path).expanduser()
     return fitted(path, spec, lambda top: list_scored(top, chosen.split), chosen.split, chosen.channels)

@@ -37,21 +37,33 @@ def frozen_channels_last(network: Network) -> Network:
         for value in weights:
             # A clone: a 1x1 kernel counts as contiguous in both orders, so `contiguous` would change nothing.
             value.data = value.data.clone(memory_format=torch.contiguous_format)
-        body = network.get_submodule("body")
-        if _all_contiguous not in body._forward_pre_hooks.values():
-            body.register_forward_pre_hook(_all_contiguous)  # images of a generator are in channels_last, too
+        _give_contiguous(network)
     return network
 
 
+def take_channels_last(network: nn.Module) -> None:
+    """Let a classifier take images in channels_last, as generators make them, also if its own code views its maps."""
+    if not _runs(network):
+        _give_contiguous(network)
+
+
+def _give_contiguous(network: nn.Module) -> None:
+    body = network.get_submodule("body")
+    if _all_contiguous not in body._forward_pre_hooks.values():
+        body.register_forward_pre_hook(_all_contiguous)
+
+
 def _runs(network: nn.Module) -> bool:
-    """Whether a classifier takes two black images; True for a network that does not tell its images."""
+    """Whether a classifier takes two images in channels_last; True for a network that does not tell its images."""
     spec = getattr(network, "spec", None)
     weight = next(network.parameters(), None)
     if not isinstance(spec, ImageSpec) or weight is None or "body" not in network._modules:
         return True
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(network):
-            network(torch.zeros(2, *spec.shape, device=weight.device))
+            # `contiguous` would leave the order of images of one channel.
+            images = torch.empty(2, *spec.shape, device=weight.device, memory_format=torch.channels_last)
+            network(images.zero_())
     except Exception:  # of other people's code; what it says in the contiguous order counts
         return False
     return True

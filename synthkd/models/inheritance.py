@@ -97,7 +97,7 @@ def _by_path(student: nn.Module, teacher: nn.Module) -> tuple[list[tuple[Tensor,
             continue
         assigned += [(own[name], value) for name, value in values.items()]
         count += size
-        width = len(own["weight"]) if "weight" in own else 0
+        width = own["weight"].shape[0] if "weight" in own and own["weight"].dim() else 1
         if isinstance(module, nn.Conv2d):
             channels = (_tensors(source)["weight"].shape[0], width)
         elif isinstance(module, nn.Linear) or width not in (1, channels[1]):  # of another map, as where maps are joined

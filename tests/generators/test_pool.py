@@ -9,7 +9,7 @@ from synthkd.errors import ModelError
 from synthkd.generators import pool as pools
 from synthkd.generators.pool import Pool
 from synthkd.rng import Rows
-from synthkd.types import ImageSpec
+from synthkd.types import ImageSpec, balanced_labels
 
 SPEC = ImageSpec(1, 2, 2, 3)
 
@@ -71,3 +71,12 @@ def test_a_full_pool_keeps_images_of_every_class(monkeypatch: pytest.MonkeyPatch
 def test_labels_of_one_class_get_each_of_its_images() -> None:
     given = levels(filled().sample(torch.ones(6, dtype=torch.long), Rows(0, "x")))
     assert {given.count(1), given.count(4)} <= {2, 3, 4}
+
+
+def test_of_many_classes_each_image_of_a_class_is_given() -> None:
+    pool = Pool(ImageSpec(1, 2, 2, 200))
+    levels = (torch.arange(800) // 200).view(-1, 1, 1, 1).expand(-1, 1, 2, 2) / 255
+    pool.add(levels, torch.arange(800) % 200)
+    labels = balanced_labels(800, 0, 200)
+    given = (255 * pool.sample(labels, Rows(0, "x"))[labels == 7, 0, 0, 0]).round().int().tolist()
+    assert sorted(given) == [0, 1, 2, 3]

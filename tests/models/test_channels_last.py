@@ -1,10 +1,11 @@
 """A network in channels_last is the same network, however often it is put there."""
 
+import pytest
 import torch
 from torch import nn
 
 from synthkd.models import Classifier, build
-from synthkd.models.channels_last import channels_last
+from synthkd.models.channels_last import channels_last, take_channels_last
 from synthkd.models.folding import fold_batch_norm
 from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec
@@ -64,3 +65,20 @@ def test_a_network_that_views_its_maps_stays_in_their_order() -> None:
     assert network.training
     folded = fold_batch_norm(network)
     torch.testing.assert_close(folded(images.contiguous(memory_format=torch.channels_last)), before)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_network_that_views_its_images_takes_those_of_a_generator(channels: int) -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(channels, 4, 3, padding=1), nn.Linear(4 * 64, 10)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            maps = self.conv(images.view(len(images), channels, 8, 8))
+            return self.last(maps.view(len(maps), -1))
+
+    network = Classifier(Flat(), ImageSpec(channels, 8, 8, 10)).eval()
+    images = torch.empty(2, channels, 8, 8, memory_format=torch.channels_last).fill_(0.5)
+    take_channels_last(network)
+    assert network(images).shape == (2, 10)

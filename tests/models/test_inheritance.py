@@ -121,3 +121,18 @@ def test_joined_maps_are_no_flattened_map() -> None:
     inherit(student, teacher)
     assert torch.equal(student.norm.running_mean, teacher.norm.running_mean[::2])
     assert torch.equal(student.head.weight, teacher.head.weight[:, ::2])
+
+
+class Scaled(Joined):
+    """With a scalar under the name of a weight."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.norm = nn.Module()
+        self.norm.weight = nn.Parameter(torch.tensor(float(width)))
+
+
+def test_a_scalar_weight_is_taken() -> None:
+    teacher, student = Scaled(8), Scaled(4)
+    inherit(student, teacher)
+    assert float(student.norm.weight) == 8.0
