@@ -135,4 +135,4 @@ class Scaled(Joined):
 def test_a_scalar_weight_is_taken() -> None:
     teacher, student = Scaled(8), Scaled(4)
     inherit(student, teacher)
-    assert float(student.norm.weight) == 8.0
+    assert float(student.norm.weight.detach()) == 8.0
