@@ -144,7 +144,7 @@ def source_of(pair: Pair, arm: str, arguments: argparse.Namespace) -> Row:
     if arm in ("ours", "mixed"):
         beside = [real | {"share": REAL_SHARE}] if pair.few else []
         beside += [{"kind": "pictures", "share": PICTURES_SHARE}] if arm == "mixed" else []
-        images = recipe["transfer_set"]
+        images = source["transfer_set"]
         if beside:
             images = [images[0] if isinstance(images, list) else images, *beside]
         return source | {"transfer_set": images, "distill": filled["distill"], "mix": filled["mix"]}

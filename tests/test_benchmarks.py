@@ -1,12 +1,15 @@
 """The benchmarks import, explain themselves, and make the tables of docs/benchmarks.md from their results."""
 
+import argparse
 import importlib
 from pathlib import Path
 
 import pytest
 
-from benchmarks import __main__, common, estimate_fits, online_parts
+from benchmarks import __main__, budgets, common, estimate_fits, online_parts, pairs
 from synthkd.metrics.untested import BY_FOUR, BY_LEARNED, LEAST_STEPS
+from synthkd.pipelines.config import DistillConfig
+from synthkd.settings.load import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = common.scripts()
@@ -113,3 +116,14 @@ def test_effects_and_interactions_are_those_that_the_scores_were_made_of() -> No
     assert online_parts.effect(("swap", "EMA"), scores) == pytest.approx(-0.25)
     for parts in (("weights",), ("replay",), ("weights", "swap"), ("replay", "EMA")):
         assert online_parts.effect(parts, scores) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("name", budgets.PAIRS)
+@pytest.mark.parametrize("arm", budgets.ARMS)
+def test_the_cells_of_budgets_are_configurations(name: str, arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "teacher_of", lambda _: "teacher")
+    arguments = argparse.Namespace(cifar10="cifar10.npz", teachers="teachers")
+    if name.endswith("labels only") and arm in ("defaults", "mixed"):
+        pytest.skip("a black box has pictures and crops in any case")
+    source = budgets.source_of(budgets.PAIRS[name], arm, arguments)
+    load_config(DistillConfig, source, ["budget=20m"])
