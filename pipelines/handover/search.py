@@ -117,8 +117,13 @@ def scored_by(config: DistillConfig, settings: SearchSettings, teacher: Classifi
     """
     # Without defaults: a key that a later version adds does not change what its default did before.
     values = config.model_dump(exclude=NOT_SCORED, exclude_defaults=True)
-    generator = values.get("transfer_set", {}).get("generator", {}) if config.generated == config.transfer_set else {}
-    generator.pop("path", None)  # of a generator that an earlier part of the run saved: the run may have moved
+    sources = values.get("transfer_set", ())
+    for source in [sources] if isinstance(sources, dict) else sources:
+        generator = source.get("generator", {})
+        path = generator.get("path")
+        # An earlier part of the run may have saved the generator, and the run may have moved since.
+        if path and config.out and Path(path).is_relative_to(Path(config.out).parent):
+            del generator["path"]
     return {
         "steps": settings.steps,
         "rounds": settings.rounds,

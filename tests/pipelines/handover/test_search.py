@@ -43,3 +43,13 @@ def test_what_decides_the_scores_is_told_by_name() -> None:
 def test_what_decides_no_score_may_be_another() -> None:
     free = ("name=other", "out=elsewhere", "threads=1", "test={kind: digits}", "student={arch: convnet}", "log_every=7")
     assert changed(*free, tolerance=0, candidates=9) == set()
+
+
+def test_a_generator_that_the_run_saved_may_have_moved_with_it() -> None:
+    def distillation(run: str, path: str) -> str | int:
+        generator = f"transfer_set=[{{generator: {{kind: saved, path: {path}}}}}, {{kind: procedural, share: 0.1}}]"
+        config = load_config(DistillConfig, RECIPE, [generator, f"out={run}/distill"])
+        return scored_by(config, SearchSettings(), teacher())["distillation"]
+
+    assert distillation("runs/a", "runs/a/release") == distillation("/moved/b", "/moved/b/release")
+    assert distillation("runs/a", "elsewhere/one") != distillation("runs/a", "elsewhere/two")
