@@ -48,9 +48,13 @@ def take_channels_last(network: nn.Module) -> None:
 
 
 def _give_contiguous(network: nn.Module) -> None:
-    body = network.get_submodule("body")
-    if _all_contiguous not in body._forward_pre_hooks.values():
-        body.register_forward_pre_hook(_all_contiguous)
+    if not _gets_contiguous(network):
+        network.get_submodule("body").register_forward_pre_hook(_all_contiguous)
+
+
+def _gets_contiguous(network: nn.Module) -> bool:
+    body = network._modules.get("body")
+    return body is not None and _all_contiguous in body._forward_pre_hooks.values()
 
 
 def _runs(network: nn.Module) -> bool:
@@ -75,7 +79,7 @@ def channels_last(network: Network) -> Network:
     While their weights are trained on a CPU, strided 1x1 convolutions of few channels run in the contiguous order.
     """
     frozen_channels_last(network)
-    if any(_all_contiguous in module._forward_pre_hooks.values() for module in network.children()):
+    if _gets_contiguous(network):
         return network
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d) and set(layer.kernel_size) == {1} and max(layer.stride) > 1:
