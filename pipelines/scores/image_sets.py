@@ -11,9 +11,8 @@ from torch import Tensor
 
 from synthkd.data.read.classes import Aligned, align_labels
 from synthkd.data.read.decode import some
-from synthkd.data.read.real import same_dataset
 from synthkd.data.read.sample_set import BLOCK, Samples
-from synthkd.data.read.samples import open_samples
+from synthkd.data.read.samples import open_samples, open_test
 from synthkd.errors import ConfigError, DataError
 from synthkd.metrics.feature_cache import FEATURES, SavedSet, cached_extract, load_set
 from synthkd.metrics.features import FeatureExtractor, Features, build_extractor, extract
@@ -194,12 +193,10 @@ def open_dataset(
         DataError: images that cannot be read.
     """
     if split is None and isinstance(data, FolderData | NpzData):
-        trained = same_dataset(data, training)
-        if not isinstance(trained, FolderData | NpzData):
-            tested = FolderTest if isinstance(data, FolderData) else NpzTest
-            # Its share `test` is that of a training: nothing trains on these images.
-            return open_samples(tested(**data.model_dump(exclude={"test"})), channels=channels)
-        data = data.model_copy(update={"test": trained.test, "split_seed": trained.split_seed})
+        tested = FolderTest if isinstance(data, FolderData) else NpzTest
+        labelled = [one for one in training if not isinstance(one, UnlabelledData)]
+        # Its own share `test` is that of a training.
+        return open_test(tested(**data.model_dump(exclude={"test"})), labelled, channels)
     return open_samples(data, split=split or "test", channels=channels)
 
 

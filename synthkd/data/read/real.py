@@ -100,7 +100,7 @@ def load_test(settings: TestSettings, training: Iterable[DataSettings | Unlabell
     if isinstance(settings, DigitsData | NamedData):
         return load_splits(settings).test
     share, place, learned = settings.test, _place(settings), [*training]
-    trained = same_dataset(settings, learned)
+    trained = next((one for one in learned if _place(one) == place), None)
     if share is None and isinstance(trained, FolderData | NpzData):
         share, settings = trained.test, settings.model_copy(update={"split_seed": trained.split_seed})
     source, name = _read(settings, lacks_classes=share is None)
@@ -137,14 +137,6 @@ def _read(settings: DataSettings | TestSettings, lacks_classes: bool = False) ->
     if settings.channels is not None and isinstance(source.images, Tensor):  # others are decoded as wanted
         source = replace(source, images=in_channels(source.images, settings.channels))
     return source, name
-
-
-def same_dataset(
-    settings: DataSettings | TestSettings, training: Iterable[DataSettings | UnlabelledData]
-) -> DataSettings | UnlabelledData | None:
-    """The settings by which a dataset is trained on; None for one that is not, or has a test part of its own."""
-    place = _place(settings)
-    return None if place is None else next((one for one in training if _place(one) == place), None)
 
 
 def _place(settings: DataSettings | TestSettings | UnlabelledData) -> tuple[str, Path] | None:

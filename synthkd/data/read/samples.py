@@ -39,7 +39,7 @@ Images = Tensor | NDArray[Any]
 
 
 def open_samples(
-    source: str | Path | DataSettings | FolderTest | NpzTest | Images | SampleGenerator | Iterable[Any],
+    source: str | Path | DataSettings | Images | SampleGenerator | Iterable[Any],
     *,
     name: str | None = None,
     split: str | None = None,
@@ -60,7 +60,7 @@ def open_samples(
             `arr_0`, and `labels` or `arr_1` if it has them), a WebDataset .tar (or a pattern of shards), a .csv, a
             .parquet, what `synthkd generate` wrote, or the directory of a run, for the images that it kept or, while it
             is not finished, the memory bank in its newest checkpoint;
-            the settings of a real dataset, or of one that is tested on, for the images that `load_test` takes;
+            the settings of a real dataset;
             an array of images; uint8 `[N, C, H, W]` is not copied, so it must not change later;
             an iterable of arrays `[n, C, H, W]` or `[n, H, W, C]`, or of `(images, labels)`, which is read once;
             a generator, which generates one image for each of `labels`.
@@ -86,8 +86,6 @@ def open_samples(
         if isinstance(source, str | Path):
             return _open_path(Path(source).expanduser(), name, split, skip_bad, channels)
         return _open_settings(source, name, split, channels)
-    if isinstance(source, FolderTest | NpzTest):
-        return _open_test(source, name, channels)
     if split is not None:
         raise DataError(f"split={split} is for files and datasets; give the images of that part alone")
     if isinstance(source, Tensor | np.ndarray):
@@ -149,21 +147,28 @@ def _open_settings(settings: DataSettings, name: str | None, split: str | None, 
     with nullcontext() if isinstance(settings, FolderData) else of_all().agreed():
         splits = load_splits(settings)
     part: RealData = getattr(splits, split)
-    name = name or f"{part.name}:{split}"
-    if not len(part):
-        raise DataError(f"{name} is empty; choose another split, or set its fraction above 0")
-    return _of_part(name, replace(part, notes=splits.notes), channels)
+    return _of_part(name or f"{part.name}:{split}", replace(part, notes=splits.notes), channels)
 
 
-def _open_test(settings: FolderTest | NpzTest, name: str | None, channels: int | None) -> Samples:
-    """The images of a dataset that is tested on."""
+def open_test(settings: FolderTest | NpzTest, training: Iterable[DataSettings], channels: int | None) -> Samples:
+    """The images of a dataset that is tested on, as `load_test` takes them.
+
+    Args:
+        settings, training: see `load_test`.
+        channels: as of `open_samples`.
+
+    Raises:
+        DataError: as `load_test`; no image is left.
+    """
     with nullcontext() if isinstance(settings, FolderTest) else of_all().agreed():
-        part = load_test(settings)
-    return _of_part(name or part.name, part, channels)
+        part = load_test(settings, training)
+    return _of_part(part.name, part, channels)
 
 
 def _of_part(name: str, part: RealData, channels: int | None) -> Samples:
     """The set of real images."""
+    if not len(part):
+        raise DataError(f"{name} is empty; choose another split, or set its fraction above 0")
     if isinstance(part.images, DiskImages):
         return on_disk(name, part.images, part.labels, part.class_names, part.notes, channels)
     return in_memory(name, _in_channels([part.images], channels), part.labels, part.class_names, part.notes)
