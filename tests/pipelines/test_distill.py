@@ -20,6 +20,7 @@ from synthkd.data.read.real import load_splits
 from synthkd.distillation.step import DistillStep
 from synthkd.errors import CheckpointError, ConfigError, DataError, ModelError, TrainingError
 from synthkd.models import load
+from synthkd.models.channels_last import channels_last
 from synthkd.pipelines import distill, generate, teach
 from synthkd.pipelines.config import DistillConfig, GenerateConfig, TeachConfig
 from synthkd.pipelines.distill import Distilled
@@ -520,7 +521,8 @@ def test_in_mixed_precision_the_student_that_is_returned_computes_as_the_saved_o
     assert isinstance(done, Distilled)
     images = torch.rand(20, 1, 8, 8)
     with torch.no_grad():
-        assert torch.equal(done.student(images), load(tmp_path / "run")(images))
+        # In one memory order: another one sums in another order, which the last bits show on some processors.
+        assert torch.equal(done.student(images), channels_last(load(tmp_path / "run"))(images))
 
 
 def test_test_images_that_do_not_fit_end_a_run_before_its_teacher_is_trained(tmp_path: Path) -> None:
