@@ -221,6 +221,7 @@ class DistillConfig(Distillation, Judged, BudgetedConfig):
     team: TeamSettings = TeamSettings()
     """How several teachers label as one."""
     student: ModelOrGiven
+    """The network to train: one of the zoo by `arch`, or from elsewhere (kind load)."""
     test: TestSettings | None = None
     """Real test data for the report; nothing is selected by it. All images are tested on, but of a dataset with a test
     split of its own, or that the run trains on, the test split alone."""
