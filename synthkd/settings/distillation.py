@@ -28,7 +28,7 @@ class DistillSettings(Settings):
     """The student's loss `alpha CE(student, y) + (1 - alpha) T^2 KL(teacher_T || student_T) + ...`, and optimizer."""
 
     temperature: Temperature = 4.0
-    """T, which divides the logits before both softmaxes. Some images have another default: see `synthkd config show`."""
+    """T, which divides the logits before both softmaxes. Some images have another default (`synthkd config show`)."""
     alpha: Share = 0.0
     """Weight of the hard label; 1 - alpha is the weight of the soft labels. If the run has real images, only their
     annotated labels are hard labels, else the classes that the images were generated for."""
