@@ -19,8 +19,8 @@ class ImageSet(Settings):
     data: DataSettings | None = None
     """A real dataset, in place of a path."""
     split: str | None = None
-    """Which part of it: train, holdout or test of a dataset (None: its own test part if it has one, else all images); a
-    directory of that name in a folder."""
+    """Which part of it: train, holdout or test of a dataset (None: its own test part if it has one, else all images; not
+    for images that were learned from, or not); a directory of that name in a folder."""
     channels: Literal[1, 3] | None = None
     """Convert the images to grey (1) or RGB (3); None: as each file has. Grey images fit a network of either number."""
 
@@ -29,6 +29,22 @@ class ImageSet(Settings):
         if (self.path is None) == (self.data is None):
             raise ValueError("give a path or a dataset (data), one of the two")
         return self
+
+
+def require_split(config: JobConfig, *keys: str) -> None:
+    """Refuse a dataset without a split, which would be its test images, where only the user knows which part is meant.
+
+    Args:
+        config: of a job.
+        keys: of its sets.
+
+    Raises:
+        ValueError: no split, with the key.
+    """
+    for key in keys:
+        one = getattr(config, key)
+        if isinstance(one, ImageSet) and one.data is not None and one.split is None:
+            raise ValueError(f"{key}.split: say which part of the dataset it is: train, holdout or test")
 
 
 class EvaluateConfig(JobConfig):
@@ -86,6 +102,7 @@ class EvaluateConfig(JobConfig):
                 raise ValueError("model is missing: data and against are for a network; set model, or leave them out")
             if not self.generated or self.real is None:
                 raise ValueError("set generated and real, to score images; or model and data, to measure a network")
+            require_split(self, "train", "holdout")
             if self.save_generated is not None and len(self.generated) > 1:
                 raise ValueError("save_generated: one file has the features of one set; give one generated set")
             return self

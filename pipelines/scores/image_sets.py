@@ -168,8 +168,8 @@ def open_images(configured: str | ImageSet, config: EvaluateConfig | AuditConfig
     """
     image_set = ImageSet(path=configured) if isinstance(configured, str) else configured
     if image_set.data is not None:
-        others = [getattr(config, key, None) for key in ("train", "holdout")]
-        training = [one.data for one in others if isinstance(one, ImageSet) and one.data is not None]
+        train = config.train if isinstance(config, EvaluateConfig) else None
+        training = [train.data] if isinstance(train, ImageSet) and train.data is not None else []
         return open_dataset(image_set.data, image_set.split, image_set.channels, training)
     assert image_set.path is not None
     return open_samples(

@@ -300,6 +300,22 @@ def test_a_named_split_is_a_set(teacher: Path, sets: dict[str, Path]) -> None:
     assert "real: 359 images" in str(plan)
 
 
+@pytest.mark.parametrize("key", ["train", "holdout"])
+def test_which_part_of_a_dataset_was_learned_from_is_said(sets: dict[str, Path], teacher: Path, key: str) -> None:
+    data = {"kind": "npz", "path": str(sets["real"])}
+    source = {
+        **SMALL,
+        "generated": [str(sets["good"])],
+        "real": {"data": data},
+        "teacher": {"kind": "load", "model": str(teacher)},
+    }
+    with pytest.raises(ConfigError, match=rf"{key}.split: say which part of the dataset it is"):
+        load_config(EvaluateConfig, {**source, key: {"data": data}}, [])
+    plan = str(evaluate(load_config(EvaluateConfig, {**source, key: {"data": data, "split": "test"}}, []), dry_run=True))
+    # Real images that were not learned from leave the real set as it is.
+    assert ("real: 300 images" in plan) == (key == "holdout")
+
+
 def test_the_command_line(
     sets: dict[str, Path], teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
