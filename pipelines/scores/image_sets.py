@@ -17,7 +17,7 @@ from synthkd.errors import ConfigError, DataError
 from synthkd.metrics.feature_cache import FEATURES, SavedSet, cached_extract, load_set
 from synthkd.metrics.features import FeatureExtractor, Features, build_extractor, extract
 from synthkd.metrics.score import ScoredSet
-from synthkd.models import Classifier, load_model
+from synthkd.models import Classifier, load_model, probe
 from synthkd.pipelines.config import AuditConfig, EvaluateConfig, ImageSet
 from synthkd.reports.results import SetResult
 from synthkd.settings import (
@@ -94,8 +94,15 @@ class OpenedSet:
 
 
 def build_networks(config: EvaluateConfig, device: torch.device) -> Networks:
-    """The feature network and the teacher; without `features` in the configuration they are one network."""
+    """The feature network and the teacher; without `features` in the configuration they are one network.
+
+    Raises:
+        ConfigError, MissingExtraError: as `load_model` and `build_extractor`.
+        ModelError: as these, or a teacher that `probe` refuses.
+    """
     teacher: Classifier | None = None if config.teacher is None else load_model(config.teacher)
+    if teacher is not None:
+        probe(teacher)
     classes: tuple[str, ...] = ()
     unnamed = teacher is not None and not teacher.class_names
     if teacher is not None:

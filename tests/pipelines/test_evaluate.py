@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from synthkd.data.read.real import load_splits
-from synthkd.errors import ConfigError, DataError
+from synthkd.errors import ConfigError, DataError, ModelError
 from synthkd.models import build_model, save
 from synthkd.pipelines import evaluate
 from synthkd.pipelines.cli import main
@@ -346,6 +346,34 @@ def test_mistakes_end_before_any_work(sets: dict[str, Path], teacher: Path, tmp_
         load_config(EvaluateConfig, None, [f"generated=[{sets['good']}]", f"rael={sets['real']}"])
     with pytest.raises(DataError, match="nowhere"):
         scored(tmp_path / "run", [tmp_path / "nowhere"], sets["real"], teacher={"kind": "load", "model": str(teacher)})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"options": {"softmax": True}}, r"the teacher gives probabilities"),
+        ({"classes": 7}, r"the teacher must give logits \[N, 7\]"),
+        ({"size": 6}, r"the teacher cannot take 1x6x6 images"),
+    ],
+)
+def test_a_teacher_that_is_none_ends_before_any_work(
+    sets: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: dict[str, Any],
+    message: str,
+) -> None:
+    (tmp_path / "own_teacher.py").write_text(
+        "import torch\n"
+        "def network(softmax=False):\n"
+        "    torch.manual_seed(0)\n"
+        "    layers = [torch.nn.Flatten(), torch.nn.Linear(64, 10)]\n"
+        "    return torch.nn.Sequential(*layers, *[torch.nn.Softmax(1)][: int(softmax)])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    judge = {"kind": "load", "model": "own_teacher:network", "channels": 1, "size": 8, "classes": 10, **wrong}
+    with pytest.raises(ModelError, match=message):
+        scored(tmp_path / "run", [sets["good"]], sets["real"], teacher=judge)
 
 
 def test_a_classifier_is_trained_on_the_generated_images(
