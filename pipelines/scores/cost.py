@@ -16,6 +16,7 @@ from synthkd.metrics.feature_cache import cached_file
 from synthkd.metrics.features import FeatureExtractor, Features
 from synthkd.metrics.named_scores import SuiteOptions
 from synthkd.metrics.score import ScoredSet
+from synthkd.metrics.suite import FEWEST
 from synthkd.pipelines.config import EvaluateConfig
 from synthkd.pipelines.run.answers import FEW, MANY
 from synthkd.pipelines.run.memory import Memory, memory_of, taken_bytes
@@ -84,7 +85,7 @@ def _scores(config: EvaluateConfig, sets: Mapping[str, OpenedSet], networks: Net
     real, width = sets["real"], _width(networks)
     copies = "train" in sets or "holdout" in sets
     for key in generated_keys(config):
-        if not sets[key].kept or not real.kept:  # moments give one score, at once
+        if min(sets[key].kept, real.kept) < FEWEST:  # moments give one score, at once
             continue
         counts = [sets[key].kept, real.kept]
         ours, theirs = (_random_set(min(count, SAMPLED), width, side) for side, count in enumerate(counts))

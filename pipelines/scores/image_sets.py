@@ -17,6 +17,7 @@ from synthkd.errors import ConfigError, DataError
 from synthkd.metrics.feature_cache import FEATURES, SavedSet, cached_extract, load_set
 from synthkd.metrics.features import FeatureExtractor, Features, build_extractor, extract
 from synthkd.metrics.score import ScoredSet
+from synthkd.metrics.suite import FEWEST
 from synthkd.models import Classifier, load_model, probe
 from synthkd.pipelines.config import AuditConfig, EvaluateConfig, ImageSet
 from synthkd.reports.results import SetResult
@@ -158,7 +159,7 @@ def _opened_features(path: str, saved: SavedSet) -> OpenedSet:
     else:
         count = saved.whole.moments.n
         rest = f"features of a uniform sample of {rows:,}: FD is of all, the other scores are of the sample"
-        rest = "features of all" if rows == count else rest if rows else "no features: FD is the only score"
+        rest = "features of all" if rows == count else rest if rows >= FEWEST else "too few features for a score but FD"
         note = f"moments of {count:,} images{of}, and {rest}"
     return OpenedSet(path, count, saved.content, saved.labels, saved.class_names, (note,), saved=saved)
 
