@@ -404,6 +404,25 @@ def test_a_class_that_was_not_generated_is_all_wrong(
     assert "fewer than two of the real classes" in found["one.npz"]["CAS"]["note"]
 
 
+def test_images_that_no_classifier_takes_cost_its_score_alone(
+    sets: dict[str, Path], teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPE["training"], "steps", 2)
+    judge = {"kind": "load", "model": str(teacher)}
+    images, labels = (part[:60] for part in digits())
+    tiny = write_npz(tmp_path / "tiny.npz", images[:, :, 2:6, 2:6].contiguous(), labels)
+    colour = write_npz(tmp_path / "colour.npz", images.expand(-1, 3, -1, -1).contiguous(), labels)
+    found = scored(tmp_path / "tiny", [sets["good"]], tiny, teacher=judge, cas=True)["good.npz"]
+    assert found["CAS"]["value"] is None
+    assert "4x4" in found["CAS"]["note"]
+    assert found["FD-teacher"]["value"] is not None
+    assert not list((tmp_path / "tiny" / "cas").glob("*.npz"))
+    asked = {**SMALL, "generated": [str(sets["good"])], "real": str(tiny), "teacher": judge, "cas": True}
+    assert isinstance(evaluate(load_config(EvaluateConfig, asked, []), dry_run=True), Plan)
+    found = scored(tmp_path / "colour", [colour], sets["real"], teacher=judge, cas=True)["colour.npz"]
+    assert "its images are 3x8x8, the real ones 1x8x8" in found["CAS"]["note"]
+
+
 def test_images_of_another_shape_are_noted(sets: dict[str, Path], teacher: Path, tmp_path: Path) -> None:
     images, labels = digits()
     large = write_npz(
