@@ -19,8 +19,8 @@ class ImageSet(Settings):
     data: DataSettings | None = None
     """A real dataset, in place of a path."""
     split: str | None = None
-    """Which part of it: train, holdout or test of a dataset (None: its own test part if it has one, else all images; not
-    for images that were learned from, or not); a directory of that name in a folder."""
+    """Which part of it: train, holdout or test of a dataset (None: its own test part if it has one, else all images); a
+    directory of that name in a folder."""
     channels: Literal[1, 3] | None = None
     """Convert the images to grey (1) or RGB (3); None: as each file has. Grey images fit a network of either number."""
 

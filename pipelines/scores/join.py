@@ -62,4 +62,4 @@ def _lines(path: Path, whole: SavedSet, files: int) -> Iterator[str]:
     elif rows >= FEWEST:
         yield f"FD is exact; the other scores are of a uniform sample of {rows:,} images, with the error of so many"
     else:
-        yield f"FD is exact; it gives no other score, since these need features of {FEWEST} images or more: join with --keep"
+        yield f"FD is exact; it gives no other score, since these need features of {FEWEST} images: join with --keep"

@@ -171,8 +171,8 @@ def _reference(
         test = load_test(settings.real, training)
         if len(test) < FEWEST:
             raise ConfigError(
-                f"score.real: {test.name} has {len(test) or 'no'} test images; leave score.real.test out for all images, "
-                f"or name a set of at least {FEWEST}"
+                f"score.real: {test.name} has {len(test) or 'no'} test images; leave score.real.test out for all "
+                f"images, or name a set of at least {FEWEST}"
             )
         return fitted("score.real", test, teacher.spec, teacher.class_names, lacks_classes=True)
     if splits is None:

@@ -311,7 +311,9 @@ def test_which_part_of_a_dataset_was_learned_from_is_said(sets: dict[str, Path],
     }
     with pytest.raises(ConfigError, match=rf"{key}.split: say which part of the dataset it is"):
         load_config(EvaluateConfig, {**source, key: {"data": data}}, [])
-    plan = str(evaluate(load_config(EvaluateConfig, {**source, key: {"data": data, "split": "test"}}, []), dry_run=True))
+    plan = str(
+        evaluate(load_config(EvaluateConfig, {**source, key: {"data": data, "split": "test"}}, []), dry_run=True)
+    )
     # Real images that were not learned from leave the real set as it is.
     assert ("real: 300 images" in plan) == (key == "holdout")
 

@@ -64,7 +64,7 @@ def test_joined_files_are_scored_as_the_images(
     learned = "train=a.safetensors holdout=real.npz out=none"
     assert main(f"evaluate both.npz real=real.npz {learned} {COMMON}".split()) == 2
     assert "train: saved features stand for the real and the generated sets only" in capsys.readouterr().err
-    assert main("statistics some.safetensors --keep 1 -o one".split()) == 0
+    assert main(["statistics", "some.safetensors", "--keep", "1", "-o", "one"]) == 0
     for few in ("none", "one"):
         assert main(f"evaluate {few}.safetensors real=real.npz {COMMON} out=dry --dry-run".split()) == 0
 
