@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import model_validator
 
 from synthkd.pipelines.config.base import JobConfig
-from synthkd.pipelines.config.evaluate import ImageSet, require_split
+from synthkd.pipelines.config.evaluate import ImageSet, require_skipping, require_split
 from synthkd.settings import Delta, Listed, LoadedModel, PathText, Settings, Whole
 
 
@@ -39,7 +39,7 @@ class AuditConfig(JobConfig):
     delta: Delta = 1e-5
     """Delta of the estimated epsilon."""
     skip_bad: Whole = 0
-    """Largest number of unreadable files of a set that are skipped; the report has their number."""
+    """Largest number of unreadable files of a set at a path that are skipped; the report has their number."""
 
     @model_validator(mode="after")
     def _consistent(self) -> AuditConfig:
@@ -51,4 +51,6 @@ class AuditConfig(JobConfig):
         if self.population is not None and not (self.references.teacher or self.references.student):
             raise ValueError("population is for RMIA, which needs references: set references, or leave population out")
         require_split(self, "members", "nonmembers", "population")
+        sets = {key: getattr(self, key) for key in ("members", "nonmembers", "population", "generated")}
+        require_skipping(self.skip_bad, sets)
         return self

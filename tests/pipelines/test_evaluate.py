@@ -318,6 +318,15 @@ def test_which_part_of_a_dataset_was_learned_from_is_said(sets: dict[str, Path],
     assert ("real: 300 images" in plan) == (key == "holdout")
 
 
+def test_a_limit_of_unreadable_files_that_reaches_no_dataset_is_refused(sets: dict[str, Path]) -> None:
+    folder = {"kind": "folder", "root": "photos"}
+    source = {"generated": [str(sets["good"])], "real": {"data": folder}, "skip_bad": 1}
+    with pytest.raises(ConfigError, match=r"real is a dataset: set real.data.skip_bad=true, or give real as a path"):
+        load_config(EvaluateConfig, source, [])
+    load_config(EvaluateConfig, source | {"real": {"data": folder | {"skip_bad": True}}}, [])
+    load_config(EvaluateConfig, source | {"real": {"data": {"kind": "digits"}}}, [])
+
+
 def test_the_command_line(
     sets: dict[str, Path], teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
