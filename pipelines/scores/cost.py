@@ -94,9 +94,9 @@ def _scores(config: EvaluateConfig, sets: Mapping[str, OpenedSet], networks: Net
         yield Work("scores", 1, functools.partial(_of_pairs, ours, theirs, options), pairs, listed=False)
         if "train" in sets and "holdout" in sets:
             counts = [sets[name].kept for name in (key, "train", "holdout")]
-            some = [_random_set(min(count, SAMPLED), width, side) for side, count in enumerate(counts)]
-            growth = _distances(*counts) / _distances(*map(len, some))
-            yield Work("scores", 1, functools.partial(_of_copies, *some, options), growth, listed=False)
+            ours, train, holdout = (_random_set(min(count, SAMPLED), width, side) for side, count in enumerate(counts))
+            growth = _distances(*counts) / _distances(len(ours), len(train), len(holdout))
+            yield Work("scores", 1, functools.partial(_of_copies, ours, train, holdout, options), growth, listed=False)
 
 
 def _width(networks: Networks) -> int:
