@@ -18,6 +18,7 @@ from synthkd.types import ImageSpec, balanced_labels, to_float, to_uint8
 
 MOST_IMAGES, MOST_BYTES = 4096, 64 * 2**20
 """Images that are kept, and the bytes that they may take; one of each class is kept in any case."""
+GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
 
 
 class Pool:
@@ -52,19 +53,22 @@ class Pool:
     def sample(self, labels: Tensor, rng: Rows) -> Tensor:
         """Images of the labels, float32 `[N, C, H, W]` in [0, 1]; noise for a class without an image.
 
-        Image i is a function of its label and of row `rng.start + i`. Of labels in turn, the samples of a class are
-        different images until all of that class have been given.
+        Image i is a function of its label and of row `rng.start + i`. Of labels in turn, whichever comes first, the
+        samples of a class are different images until all of that class have been given.
         """
-        labels = labels.cpu()
+        labels, classes = labels.cpu(), self.spec.classes
         images = rng.uniform(len(labels), math.prod(self.spec.shape)).reshape(-1, *self.spec.shape)
-        numbers = torch.arange(len(labels)) + rng.start
-        in_turn = balanced_labels(len(labels), rng.start, self.spec.classes) == labels
-        turns = torch.where(in_turn, numbers // self.spec.classes, numbers)
+        turns = (torch.arange(len(labels)) + rng.start) // classes
+        # Of other labels a class has several rows of a turn. Each begins elsewhere among its images, by the golden
+        # ratio, so that they do not meet soon.
+        offsets = (balanced_labels(len(labels), rng.start, classes) - labels) % classes
+        begins = offsets.double() * GOLDEN_RATIO % 1.0
         for label in labels.unique().tolist():
             of_class = (self._labels == label).nonzero().flatten()
             if len(of_class):
                 rows = labels == label
-                images[rows] = to_float(self._images[of_class[turns[rows] % len(of_class)]])
+                numbers = turns[rows] + (begins[rows] * len(of_class)).long()
+                images[rows] = to_float(self._images[of_class[numbers % len(of_class)]])
         return images
 
     def save(self, directory: Path) -> None:
