@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from synthkd.data.read.splits import Splits
-from synthkd.errors import ConfigError
+from synthkd.errors import ConfigError, SynthkdError
 from synthkd.generators.cgan import CGAN
 from synthkd.generators.continuous import Continuous
 from synthkd.generators.contrastive import Contrastive
@@ -73,7 +73,7 @@ def build_generator(
 
     Raises:
         ConfigError: the generator learns from real images and there are none, a saved generator makes other images than
-            the teacher takes, or a generator of kind `python` cannot be imported or lacks a method.
+            the teacher takes, or a generator of kind `python` cannot be imported, fails or lacks a method.
         ModelError: the teacher lacks what the generator needs, or a saved generator has weights that do not fit its
             settings or names code that is not trusted.
     """
@@ -133,7 +133,14 @@ def _build(
             return _saved(settings, teacher, seed, accelerator)
         case PythonGenerator():
             make = resolve(settings.target, "the generator's target", source, settings.options)
-            generator = make(teacher=teacher, seed=seed, **settings.options)
+            try:
+                generator = make(teacher=teacher, seed=seed, **settings.options)
+            except SynthkdError:
+                raise
+            except Exception as error:  # other people's code may fail in any way
+                raise ConfigError(
+                    f"the generator's target: {settings.target} failed: {error!r}; check the generator's options"
+                ) from error
             if missing := [name for name in METHODS if not callable(getattr(generator, name, None))]:
                 raise ConfigError(
                     f"the generator's target: {settings.target} returned a {type(generator).__name__}, which has no "
