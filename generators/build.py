@@ -25,6 +25,7 @@ from synthkd.generators.method_settings import (
 from synthkd.generators.noisy_label import NoisyLabel
 from synthkd.generators.pixel_inversion import PixelInversion
 from synthkd.generators.pixels import Pixels
+from synthkd.generators.pool import PoolSamples
 from synthkd.generators.rounds import Fixed
 from synthkd.generators.settings import (
     FROM_REAL,
@@ -164,9 +165,16 @@ def _saved(settings: SavedSettings, teacher: Classifier, seed: int, accelerator:
             "the teacher, which a black box does not give: take a generator that learned from real images, or "
             "transfer_set.kind=procedural"
         )
+    generator = _samples(made_by, teacher, saved.seed, accelerator, directory / CONFIG)
+    generator.restore(directory)
+    return Fixed(generator, facts_of(made_by).images_of_round or SAMPLED, teacher, seed, accelerator)
+
+
+def _samples(made_by: GeneratorSettings, teacher: Classifier, seed: int, accelerator: Accelerator, source: Path) -> Any:
+    """The generator that a saved one is restored into: for samples, where a round may need more of the teacher."""
+    if isinstance(made_by, ContrastiveSettings | PixelInversionSettings):
+        return PoolSamples(teacher.spec, accelerator.device)
     if getattr(made_by, "batch_norm", 0.0) and not any(has_statistics(layer) for layer in teacher.modules()):
         made_by = made_by.model_copy(update={"batch_norm": 0.0})  # rounds match statistics, samples do not
     # With its own seed, from which pixels fits the tone curve; the run's seed draws the images of a round.
-    generator = _build(made_by, teacher, saved.seed, accelerator, source=directory / CONFIG)
-    generator.restore(directory)
-    return Fixed(generator, facts_of(made_by).images_of_round or SAMPLED, teacher, seed, accelerator)
+    return _build(made_by, teacher, seed, accelerator, source=source)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -97,3 +98,50 @@ class Pool:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self._images, self._labels = state["images"].clone(), state["labels"].clone()
+
+
+class PoolSamples:
+    """Samples that are images of earlier rounds: alone, those of a saved generator, whose rounds are over.
+
+    Args:
+        spec: of the images.
+        device: of the samples.
+
+    Attributes:
+        repeats: True: the samples are no new images.
+    """
+
+    repeats: ClassVar = True
+
+    def __init__(self, spec: ImageSpec, device: torch.device) -> None:
+        self.spec = spec
+        self._device = device
+
+    @cached_property
+    def _pool(self) -> Pool:
+        return Pool(self.spec)
+
+    def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
+        """Images of earlier rounds; image i is a function of its label and of row `rng.start + i`.
+
+        Args:
+            labels: int64 `[N]`.
+            difficulty: in [0, 1]; it changes nothing.
+            rng: random rows.
+
+        Returns:
+            float32 `[N, C, H, W]` in [0, 1]; noise for a class of which there is no image yet.
+        """
+        return self._pool.sample(labels, rng).to(self._device)
+
+    def save(self, directory: Path) -> None:
+        """Write the images of earlier rounds, from which samples are taken."""
+        self._pool.save(directory)
+
+    def restore(self, directory: Path) -> None:
+        """Read them back.
+
+        Raises:
+            ModelError: the file is missing, damaged or of other images.
+        """
+        self._pool.restore(directory)
