@@ -38,6 +38,11 @@ class Pool:
     def __len__(self) -> int:
         return len(self._images)
 
+    @property
+    def most_bytes(self) -> int:
+        """Bytes of the images of a full pool."""
+        return self._capacity * math.prod(self.spec.shape)
+
     def add(self, images: Tensor, labels: Tensor) -> None:
         """Add a batch of float images `[N, C, H, W]` in [0, 1] with labels int64 `[N]`.
 
@@ -120,6 +125,11 @@ class PoolSamples:
     @cached_property
     def _pool(self) -> Pool:
         return Pool(self.spec)
+
+    @property
+    def earlier_bytes(self) -> int:
+        """Most bytes of the images of earlier rounds."""
+        return self._pool.most_bytes
 
     def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
         """Images of earlier rounds; image i is a function of its label and of row `rng.start + i`.

@@ -50,6 +50,13 @@ def test_the_oldest_images_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     assert levels(pool.sample(torch.zeros(3, dtype=torch.long), Rows(0, "x"))) == [3, 3, 3]
 
 
+def test_a_full_pool_takes_the_bytes_that_it_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "MOST_BYTES", 3 * 4)
+    pool = filled()
+    assert len(pool) == 3
+    assert pool.most_bytes == pool.state_dict()["images"].nbytes
+
+
 def test_saved_and_restored(tmp_path: Path) -> None:
     pool, other = filled(), Pool(SPEC)
     pool.save(tmp_path)

@@ -1,5 +1,6 @@
 """The planned memory of a run is that of its largest part, and a run that does not fit says what to make smaller."""
 
+import re
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from synthkd.errors import TrainingError
 from synthkd.generators.inversion import Inversion
+from synthkd.generators.pool import Pool
 from synthkd.models import Classifier
 from synthkd.pipelines import distill
 from synthkd.pipelines.config import DistillConfig
@@ -115,6 +117,25 @@ def test_a_round_whose_settings_do_not_tell_its_images_is_taken(monkeypatch: pyt
     rounds, pixels = 3, 64
     assert held[0] >= rounds * COUNT * pixels
     assert plan.endswith(("make transfer_set.bank.capacity smaller", "make the rounds of the generator smaller"))
+
+
+def test_images_that_a_generator_stores_are_in_the_memory_and_the_checkpoints_of_a_plan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run_memory, "resident_bytes", lambda: 10**9)
+    config = config_of(transfer_set={"generator": {"kind": "pixel_inversion", "batch_size": 20, "steps": 1}})
+    told = []
+    for stored in (0, 5 * 10**9):
+        monkeypatch.setattr(Pool, "most_bytes", stored)
+        plan = str(distill(config, dry_run=True))
+        disk, memory_line = (
+            float(found[1].replace(",", ""))
+            for pattern in (r"disk: about ([\d,.]+) MB", r"memory: about ([\d.]+) GB")
+            if (found := re.search(pattern, plan))
+        )
+        told.append((disk, memory_line))
+    assert told[1][0] - told[0][0] == config.keep_checkpoints * 5000.0
+    assert told[1][1] - told[0][1] == pytest.approx(5.0, abs=0.11)
 
 
 def test_a_round_that_fails_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
