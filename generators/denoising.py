@@ -15,11 +15,11 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import torch
 import torch.nn.functional as F
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils import logging
 from torch import Tensor
 
@@ -282,18 +282,23 @@ class ExactDDIM(diffusers.DDIMScheduler):  # type: ignore[misc]
     A step of diffusers' own goes back by `1000 // steps`, which leaves the times if steps does not divide 1000.
     """
 
+    timesteps: Tensor
+
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """As that of diffusers, without the time below 0 that rounding adds to some numbers of steps."""
         super().set_timesteps(num_inference_steps, device)
         self.timesteps = self.timesteps[:num_inference_steps]
 
-    def step(self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, **options: Any) -> Any:
+    def step(
+        self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, **options: object
+    ) -> DDIMSchedulerOutput:
         """As that of diffusers, to the next time."""
         place = self.timesteps.tolist().index(int(timestep))
         following = [*self.timesteps.tolist(), -1][place + 1]
         # diffusers has no argument for the length of a step; it divides by this number.
         self.num_inference_steps = Fraction(self.config.num_train_timesteps, int(timestep) - following)
-        return super().step(model_output, timestep, sample, **options)
+        output: DDIMSchedulerOutput = super().step(model_output, timestep, sample, **options)
+        return output
 
 
 def make_sampler(name: Sampler, schedule: diffusers.DDPMScheduler, steps: int) -> diffusers.DDIMScheduler:

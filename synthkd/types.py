@@ -226,7 +226,7 @@ def repeats(generator: SampleGenerator) -> bool:
 
 
 def earlier_bytes(generator: object) -> int:
-    """Most bytes of images of earlier rounds that a generator stores in memory; an attribute `earlier_bytes` says so."""
+    """Most bytes of images of earlier rounds that a generator stores; an attribute `earlier_bytes` tells them."""
     return int(getattr(generator, "earlier_bytes", 0))
 
 
