@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from synthkd.errors import ModelError
 from synthkd.models import Classifier, build_model, head, stages
+from synthkd.models.layout import blank_features
 from synthkd.settings import LoadedModel
 from synthkd.taps import observe
 from synthkd.types import ImageSpec
@@ -83,3 +84,13 @@ def test_a_model_without_either() -> None:
     assert stages(model) == ()
     with pytest.raises(ModelError, match="no linear layer"):
         head(model)
+
+
+def test_features_of_a_network_whose_weights_are_buffers() -> None:
+    layer = nn.Linear(64, 3)
+    for name, weight in list(layer.named_parameters()):
+        delattr(layer, name)
+        layer.register_buffer(name, weight.detach())
+    model = Classifier(nn.Sequential(nn.Flatten(), layer), ImageSpec(1, 8, 8, 3))
+    features = blank_features(model, [head(model)])
+    torch.testing.assert_close(features["body.1"], layer.bias[None])
