@@ -52,10 +52,11 @@ def planned_memory(trial: Trial, batch_size: int, teacher: Classifier | None) ->
         student = need_of(_steps(trial), batch_size, device)
         generator, images_of_round = _round(trial, teacher)
     images, closing = _images(trial, images_of_round)
-    bank = "transfer_set.bank.capacity"
-    of_round = "transfer_set.generator.batch_size" if _batch_size(config) else "the rounds of the generator"
-    if _batch_size(config) and config.generated is not None and config.generated.is_chosen:
-        of_round += " (with transfer_set.generator.kind=auto)"
+    generated, of_round = config.generated, "the rounds of the generator"
+    key = config.key_of(generated or config.sources[0])
+    bank = f"{key}.bank.capacity"
+    if generated is not None and _batch_size(config):
+        of_round = generated.generator_key("batch_size", key)
     parts = [("distill.batch_size", student), (of_round, generator), (bank, Need(0, closing))]
     return memory_of(device, taken, parts, {bank: images})
 

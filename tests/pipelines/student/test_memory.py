@@ -57,19 +57,22 @@ def test_the_needs_of_steps_and_rounds_are_told_from_a_few_images(monkeypatch: p
 
 
 def test_a_run_that_does_not_fit_says_what_to_make_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
-    def planned(students: int, generators: int) -> str:
+    def planned(students: int, generators: int, **changes: Any) -> str:
         needs = iter([Need(10**9, students), Need(10**9, generators)])
         for module in (memory, run_memory):
             monkeypatch.setattr(module, "need_of", lambda *_: next(needs))
         monkeypatch.setattr(run_memory, "resident_bytes", lambda: 10**9)
         monkeypatch.setattr(run_memory, "memory_bytes", lambda _: 4 * 10**9)
-        return "\n".join(str(distill(config_of(), dry_run=True)).splitlines()[-2:])
+        return "\n".join(str(distill(config_of(**changes), dry_run=True)).splitlines()[-2:])
 
     assert planned(5 * 10**9, 2 * 10**9) == (
         "  memory: about 8.6 GB at its peak; the machine has 4.0 GB\n"
         "  warning: the run does not fit the memory; make distill.batch_size smaller"
     )
     assert planned(2 * 10**9, 5 * 10**9).endswith("make transfer_set.generator.batch_size smaller")
+    listed = [{"generator": {"width": 8, "latent": 16, "batch_size": 40}, "bank": {"capacity": 100}}]
+    said = planned(2 * 10**9, 5 * 10**9, transfer_set=listed)
+    assert said.endswith("make transfer_set.0.generator.batch_size smaller")
 
 
 def test_a_run_that_fits_has_one_line() -> None:
