@@ -112,7 +112,7 @@ def _trace(model: Classifier) -> list[_Run]:
         for path, module in model.named_modules():
             if path.startswith("body."):
                 hooks.callback(watch(path, module).remove)
-        model(torch.zeros(1, *model.spec.shape, device=model.normalize.mean.device))
+        model(torch.zeros((1, *model.spec.shape), device=model.normalize.mean.device))
     # An output that a later layer overwrites in place (of a BatchNorm before an in-place ReLU) cannot be tapped.
     return [run for run in runs if run.output._version == run.version]
 
@@ -172,6 +172,6 @@ def blank_features(model: Classifier, paths: Sequence[str]) -> Mapping[str, Tens
     Raises:
         ModelError: a path that the model does not have.
     """
-    image = torch.zeros(1, *model.spec.shape, device=model.normalize.mean.device)
+    device = model.normalize.mean.device  # a network may have no parameters
     with evaluating(model), torch.no_grad():
-        return observe(model, image, features=paths).features
+        return observe(model, torch.zeros(1, *model.spec.shape, device=device), features=paths).features
