@@ -134,7 +134,8 @@ class Learner:
             learning rate.
 
         Raises:
-            TrainingError: the loss or a gradient is not finite; the weights are as before the step.
+            TrainingError: the loss or a gradient is not finite (in fp16 a gradient at a scale below 1); the weights are
+                as before the step.
         """
         # Before the backward pass, whose gradients would not be finite either.
         require_finite(loss, self.name, step)
@@ -146,9 +147,11 @@ class Learner:
         self._accelerator.backward(loss.total)
         self.processes.add_gradients(self.module.parameters())
         norm = self._clip()
-        # In fp16 the gradient scaler itself skips a step that overflows, and lowers its scale. Otherwise a gradient
-        # that is not finite would destroy the weights.
-        if self._accelerator.scaler is None and not torch.isfinite(norm):
+        # In fp16 the gradient scaler skips a step that overflows, and halves its scale; one below 1 no longer enlarges
+        # the gradient, so the scale was not the cause. Otherwise a gradient that is not finite would destroy the
+        # weights.
+        scaler = self._accelerator.scaler
+        if not torch.isfinite(norm) and (scaler is None or scaler.get_scale() < 1.0):
             self._optimizer.zero_grad(set_to_none=True)
             raise TrainingError(
                 f"{self.name}: the gradient of {', '.join(loss.terms)} is not finite at step {step}; "
