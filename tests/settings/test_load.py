@@ -50,6 +50,10 @@ def write(folder: Path, text: str) -> Path:
             {"precision": "bf61"},
             "precision: expected one of 'no', 'bf16', 'fp16', 'auto', got 'bf61' (did you mean 'bf16'?)",
         ),
+        (
+            {"distill": {"optimizer": {"momentum": 1}}},
+            "distill.optimizer.momentum: expected a number >= 0 and < 1, got 1",
+        ),
         ({"out": 3}, "out: expected text or null, got 3"),
         ({"name": "a/b"}, "name: expected text that matches ^[A-Za-z0-9][A-Za-z0-9._-]*$, got 'a/b'"),
         ({"sead": 3}, "sead: unknown key (did you mean 'seed'?)"),

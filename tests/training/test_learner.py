@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from synthkd.errors import TrainingError
+from synthkd.errors import ModelError, TrainingError
 from synthkd.losses.objective import Loss
 from synthkd.settings import OptimizerSettings
 from synthkd.training.ema import WeightAverage
@@ -31,6 +31,13 @@ def loss_of(learner: Learner, step: int, factor: float = 1.0) -> Loss:
 
 def weights(learner: Learner) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in learner.module.parameters()]).clone()
+
+
+def test_a_frozen_network_is_refused_also_beside_helpers_that_learn() -> None:
+    frozen, accelerator = nn.Linear(2, 2).requires_grad_(False), Accelerator(cpu=True)
+    for helpers in (None, nn.Linear(2, 2)):
+        with pytest.raises(ModelError, match=r"the student has no parameter that requires a gradient; call"):
+            Learner("student", frozen, OptimizerSettings(), 10, accelerator, helpers)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
