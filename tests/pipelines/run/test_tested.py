@@ -13,7 +13,7 @@ from synthkd.data.read.splits import RealData
 from synthkd.errors import DataError
 from synthkd.pipelines.config import DistillConfig, TeachConfig
 from synthkd.pipelines.run.tested import read_test
-from synthkd.settings import FolderTest, NpzData, NpzTest
+from synthkd.settings import DigitsData, FolderTest, NpzData, NpzTest
 from synthkd.settings.load import dump_config, load_config
 
 COUNT = 40
@@ -48,6 +48,34 @@ def test_of_a_dataset_that_is_trained_on_the_test_split_is_left(path: Path, monk
     # A share that is written down is taken as it is.
     written = load_test(NpzTest(kind="npz", path=str(path), test=0.2), [trained])
     assert same(written, load_splits(NpzData(kind="npz", path=str(path))).test)
+
+
+@pytest.mark.parametrize(
+    ("trainings", "count"),
+    [
+        ([{"test": 0.25}, {"test": 0.5}], 10),
+        ([{"test": 0.5}, {"test": 0.25}], 10),
+        ([{"test": 0.5}, {"test": 0.0}], 0),
+        ([{"test": 0.5}, {"test": 0.5, "split_seed": 1}], None),
+        ([{"test": 0.5, "half": "first"}, {"test": 0.5, "half": "second", "split_seed": 1}], None),
+    ],
+)
+def test_of_several_trainings_only_what_all_leave_out_is_tested_on(
+    path: Path, trainings: list[dict[str, Any]], count: int | None
+) -> None:
+    trained = [NpzData(kind="npz", path=str(path), **one) for one in trainings]
+    found = {image.numpy().tobytes() for image in load_test(NpzTest(kind="npz", path=str(path)), trained).images}
+    left_out = [{image.numpy().tobytes() for image in load_splits(one).test.images} for one in trained]
+    assert found == left_out[0] & left_out[1]
+    assert count is None or len(found) == count
+
+
+def test_of_the_digits_the_test_split_of_the_training_is_left() -> None:
+    test = DigitsData(kind="digits")
+    trained = DigitsData(kind="digits", split_seed=3)
+    assert same(load_test(test), load_splits(test).test)
+    assert same(load_test(test, [trained]), load_splits(trained).test)
+    assert load_test(test, [trained, test]).images.shape[0] < len(load_splits(test).test)
 
 
 def test_a_test_part_of_its_own_comes_first(tmp_path: Path) -> None:
