@@ -132,9 +132,9 @@ def split(
     test = test_rows(source, test_fraction, seed)
     rest = np.flatnonzero(~test)
     if half is not None:
-        # Not by `seed`: the halves of two splits of one dataset must not overlap if only their seeds differ.
-        in_first = _stratified(labels.numpy()[rest], 0.5, numpy_stream(0, "halves"))
-        rest = rest[in_first if half == "first" else ~in_first]
+        # By neither `seed` nor `test_fraction`: the halves of two splits of one dataset must not overlap.
+        in_first = _stratified(labels.numpy()[: source.train], 0.5, numpy_stream(0, "halves"))
+        rest = rest[in_first[rest] == (half == "first")]
     # Before the holdout is taken: `_stratified` leaves every class at least one row, but cannot give it one.
     present = np.bincount(labels.numpy()[rest], minlength=len(names)) > 0
     if not present.all():
