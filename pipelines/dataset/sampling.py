@@ -64,7 +64,7 @@ class ChunkSampler:
         filling = balanced_labels(CHUNK - len(labels), first + len(labels), self.teacher.spec.classes)
         whole = torch.cat([labels, filling])
         images = to_uint8(self.generator.sample(whole, self.difficulty, Rows(self.seed, "generate", first))).cpu()
-        device = next(self.teacher.model.parameters()).device
+        device = self.teacher.model.normalize.mean.device  # a network may have no parameters
         # of the image as it is stored
         logits = in_chunks(self.teacher.logits, self.batch_size, to_float(images).to(device)).cpu()
         return Part(first, images[: len(labels)], labels, logits[: len(labels)].contiguous())
