@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from synthkd.pipelines.config.base import JobConfig
 from synthkd.settings import MOST_ITEMS, DataSettings, ExtractorSettings, Images, LoadedModel, PathText, Settings, Whole
+from synthkd.settings.data import require_whole
 
 
 class ImageSet(Settings):
@@ -28,6 +29,8 @@ class ImageSet(Settings):
     def _one(self) -> ImageSet:
         if (self.path is None) == (self.data is None):
             raise ValueError("give a path or a dataset (data), one of the two")
+        if self.data is not None and self.split in (None, "test"):
+            require_whole(self.data)
         return self
 
 

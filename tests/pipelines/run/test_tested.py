@@ -10,8 +10,8 @@ from PIL import Image
 
 from synthkd.data.read.real import load_splits, load_test
 from synthkd.data.read.splits import RealData
-from synthkd.errors import DataError
-from synthkd.pipelines.config import DistillConfig, TeachConfig
+from synthkd.errors import ConfigError, DataError
+from synthkd.pipelines.config import DistillConfig, EvaluateConfig, TeachConfig
 from synthkd.pipelines.run.tested import read_test
 from synthkd.settings import DigitsData, FolderTest, NpzData, NpzTest
 from synthkd.settings.load import dump_config, load_config
@@ -170,6 +170,24 @@ def test_settings_of_training_data_in_python_keep_their_split(path: Path) -> Non
     found = read_test(changed)
     assert found is not None
     assert len(found) == 10
+
+
+@pytest.mark.parametrize("data", [{"kind": "digits", "half": "first"}, {"kind": "npz", "path": "p", "per_class": 3}])
+def test_keys_that_choose_training_images_are_refused(path: Path, data: dict[str, Any]) -> None:
+    teacher = {"kind": "load", "model": "nothing"}
+    recipes: list[tuple[str, type[DistillConfig | EvaluateConfig], dict[str, Any]]] = [
+        ("test", DistillConfig, {"teacher": teacher, "student": {"arch": "mlp"}, "test": data}),
+        ("score.real", DistillConfig, {"teacher": teacher, "student": {"arch": "mlp"}, "score": {"real": data}}),
+        ("real", EvaluateConfig, {"generated": ["a"], "real": {"data": data}}),
+        ("real", EvaluateConfig, {"generated": ["a"], "real": {"data": data, "split": "test"}}),
+    ]
+    for key, job, recipe in recipes:
+        with pytest.raises(ConfigError, match=f"{key}: (half|per_class) chooses among images that are trained on"):
+            load_config(job, recipe, [])
+    load_config(EvaluateConfig, {"generated": ["a"], "real": {"data": data, "split": "train"}}, [])
+    few = NpzData(kind="npz", path=str(path), per_class=3, half="first", test=0.25)
+    changed = DistillConfig(**{**config(teacher, path).model_dump(), "test": few})
+    assert changed.test == NpzTest(kind="npz", path=str(path), test=0.25), "the same test split, in Python"
 
 
 def test_a_training_that_takes_all_images_leaves_none_to_test_on(path: Path) -> None:
