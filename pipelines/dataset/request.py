@@ -56,7 +56,8 @@ def read_request(config: GenerateConfig) -> Request:
     """Resolve the generator and the teacher of a configuration, and read its real data.
 
     Raises:
-        ConfigError: rounds or filters that do not fit the generator, data that nothing uses, or a run that names no teacher.
+        ConfigError: rounds or filters that do not fit the generator, data that nothing uses, or a run that names no
+            teacher.
         DataError: real data that cannot be read.
         ModelError: a saved generator that cannot be read.
     """

@@ -110,6 +110,8 @@ def _fitted(
     where = f"{key} ({data.name})"
     aligned = align_labels(data.labels, data.class_names, targets, where, "the teacher", unnamed=not class_names)
     notes += [aligned.note] if aligned.note else []
+    if not class_names and not aligned.note and data.spec.classes < spec.classes:
+        notes.append(f"{where}: classes taken by number, of which the teacher's first is 0, since it names none")
     return replace(data, labels=aligned.labels, spec=spec, class_names=class_names or aligned.class_names), notes
 
 

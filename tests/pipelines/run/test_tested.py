@@ -6,15 +6,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 from synthkd.data.read.real import load_splits, load_test
 from synthkd.data.read.splits import RealData
 from synthkd.errors import ConfigError, DataError
+from synthkd.models import build
 from synthkd.pipelines.config import DistillConfig, EvaluateConfig, TeachConfig
 from synthkd.pipelines.run.tested import read_test
-from synthkd.settings import DigitsData, FolderTest, NpzData, NpzTest
+from synthkd.pipelines.student.assembly import assemble
+from synthkd.settings import DigitsData, FolderTest, NpzData, NpzTest, ZooModel
 from synthkd.settings.load import dump_config, load_config
+from synthkd.types import ImageSpec
 
 COUNT = 40
 
@@ -188,6 +192,18 @@ def test_keys_that_choose_training_images_are_refused(path: Path, data: dict[str
     few = NpzData(kind="npz", path=str(path), per_class=3, half="first", test=0.25)
     changed = DistillConfig(**{**config(teacher, path).model_dump(), "test": few})
     assert changed.test == NpzTest(kind="npz", path=str(path), test=0.25), "the same test split, in Python"
+
+
+def test_of_a_teacher_without_names_the_classes_are_those_of_the_training_images(tmp_path: Path) -> None:
+    images = np.zeros((24, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "train.npz", images=images, labels=np.arange(24) % 3, class_names=["1", "2", "3"])
+    np.savez(tmp_path / "test.npz", images=images, labels=np.arange(24) % 2, class_names=["1", "2"])
+    real = {"transfer_set": {"kind": "real", "data": {"kind": "npz", "path": str(tmp_path / "train.npz")}}}
+    source = config({"kind": "load", "model": "nothing"}, tmp_path / "test.npz", **real, device="cpu")
+    teacher = build(ZooModel(arch="mlp"), ImageSpec(1, 8, 8, 3))
+    found = assemble(source, [teacher], Accelerator(cpu=True), None).fitted_test(read_test(source))
+    assert found is not None
+    assert found.labels.tolist() == [0, 1] * 12
 
 
 def test_a_training_that_takes_all_images_leaves_none_to_test_on(path: Path) -> None:
