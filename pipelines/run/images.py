@@ -100,7 +100,11 @@ def _fitted(
         notes.append(f"{key}: grey images of {data.name} taken in {spec.channels} channels")
         data = replace(data, images=images, spec=replace(data.spec, channels=spec.channels))
     if data.spec.shape != spec.shape or (data.spec.classes < spec.classes and not lacks_classes):
-        remedy = "" if data.spec.channels == spec.channels else f"; set {key}.channels to {spec.channels}"
+        remedy = ""
+        if spec.channels not in (1, 3):
+            remedy = "; images as data have 1 or 3 channels, so take another teacher"
+        elif data.spec.channels != spec.channels:
+            remedy = f"; set {key}.channels to {spec.channels}"
         raise ConfigError(
             f"{key}: {data.name} has {data.spec}, the teacher takes {spec}; they must be the same{remedy}"
         )
