@@ -85,9 +85,10 @@ def _list_tars(shards: Sequence[Path], cache: Path | None) -> Listing:
     listing = webdataset.list_shards(shards, cache)
     if isinstance(listing, Listing):
         return listing
-    raise DataError(
-        f"{shards[0].parent} has tars of class directories; name them by a pattern: {shards[0].parent}/*.tar"
-    )
+    folder, part = shards[0].parent, _PART.match(shards[0].name)
+    # A pattern of all tars would train on the test part.
+    remedy = f"those of each part by a pattern: {folder}/{part[1]}*.tar" if part else f"them by a pattern: {folder}/*.tar"
+    raise DataError(f"{folder} has tars of class directories; name {remedy}")
 
 
 def _saved(path: Path) -> Listing:

@@ -264,3 +264,7 @@ def test_tars_of_class_directories_are_listed_once(tmp_path: Path, monkeypatch: 
     assert listed == ["s-0.tar", "s-1.tar"]
     with pytest.raises(DataError, match=r"has tars of class directories; name them by a pattern: .*/\*\.tar"):
         read_folder(tmp_path)
+    for number, part in enumerate(("train", "test")):
+        (tmp_path / f"s-{number}.tar").rename(tmp_path / f"{part}.tar")
+    with pytest.raises(DataError, match=r"has tars .*; name those of each part by a pattern: .*/train\*\.tar"):
+        read_folder(tmp_path)
