@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from synthkd.data.written.filters import as_points, nearest_real
+from synthkd.data.written.filters import nearest_real
 from synthkd.data.written.unfinished import Part
 from synthkd.data.written.writers import Records, encoded
 from synthkd.distillation.teachers import FrozenTeacher
@@ -122,7 +122,6 @@ class _Works:
         count = plan.layout.count
         share = -(-count // CHUNK) / count / self.accelerator.num_processes
         real = plan.compared if isinstance(plan.compared, Tensor) else None
-        rows = None if real is None else as_points(real)
         size = getattr(plan.request.generator, "batch_size", CHUNK)
         sampler = ChunkSampler(plan.generator, self._frozen, config.difficulty, config.seed, plan.compared, size)
 
@@ -131,8 +130,8 @@ class _Works:
             labels = balanced_labels(CHUNK, number * CHUNK, plan.teacher.spec.classes)
             part = sampler.chunk(number, labels)
             self._made.append(part)
-            if rows is not None:
-                nearest_real(part.images, rows)
+            if real is not None:
+                nearest_real(part.images, real)
 
         def few(where: float) -> None:
             self._frozen.logits(self._sample(where))

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from synthkd.data.read.on_disk import Pixels
-from synthkd.data.written.filters import Sieve, as_points, nearest_real
+from synthkd.data.written.filters import Sieve, nearest_real
 from synthkd.data.written.unfinished import Part, PartStore
 from synthkd.data.written.writers import Records
 from synthkd.distillation.teachers import FrozenTeacher
@@ -111,7 +111,6 @@ class Sampling:
         self._names = class_names
         self._chunks = -(-commit // CHUNK)
         self._accelerator = accelerator
-        self._real = as_points(sampler.real) if isinstance(sampler.real, Tensor) else sampler.real
         self._stays: dict[int, Tensor] = {}  # first number of a part -> which of its images stay
         self._spans: list[tuple[int, int]] = []
         self.made = 0
@@ -189,7 +188,8 @@ class Sampling:
         images, labels, logits = (
             torch.cat([getattr(chunk, name) for chunk in chunks]) for name in ("images", "labels", "logits")
         )
-        distance = None if self._real is None else nearest_real(images, self._real)
+        real = self._sampler.real
+        distance = None if real is None else nearest_real(images, real)
         self._store.write(Part(chunks[0].first, images, labels, logits, distance))
         self.made += len(labels)
         return len(labels)
