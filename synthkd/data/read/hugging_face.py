@@ -87,10 +87,8 @@ def _list_tars(shards: Sequence[Path], cache: Path | None) -> Listing:
         return listing
     folder, part = shards[0].parent, _PART.match(shards[0].name)
     # A pattern of all tars would train on the test part.
-    remedy = (
-        f"those of each part by a pattern: {folder}/{part[1]}*.tar" if part else f"them by a pattern: {folder}/*.tar"
-    )
-    raise DataError(f"{folder} has tars of class directories; name {remedy}")
+    which, start = ("those of each part", part[1]) if part else ("them", "")
+    raise DataError(f"{folder} has tars of class directories; name {which} by a pattern: {folder}/{start}*.tar")
 
 
 def _saved(path: Path) -> Listing:

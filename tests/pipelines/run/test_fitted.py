@@ -85,5 +85,5 @@ def test_grey_images_fit_either_number_of_channels(channels: int, wanted: int) -
 def test_colour_images_need_the_key() -> None:
     with pytest.raises(ConfigError, match=r"^test: pets has 3x2x2 .*; set test\.channels to 1$"):
         fitted("test", data(ANIMALS, LABELS, 3, grey=False), spec(), ANIMALS)
-    with pytest.raises(ConfigError, match="images as data have 1 or 3 channels, so take another teacher$"):
+    with pytest.raises(ConfigError, match=r"images as data have 1 or 3 channels, so take another teacher$"):
         fitted("test", data(ANIMALS, LABELS), spec(4), ANIMALS)
