@@ -14,7 +14,7 @@ from pathlib import Path
 
 from synthkd.data.read.class_folders import LABELS, by_labels_file, class_directories
 from synthkd.data.read.compressed import is_tar
-from synthkd.data.read.decode import in_a_line, some
+from synthkd.data.read.decode import in_a_line, read_and_decode, some
 from synthkd.data.read.entries import Entry, Listing
 from synthkd.data.read.folder_or_zip import PARTS, Directory, is_image, read_tree
 from synthkd.data.read.generated import SPLIT, find_generated, list_generated
@@ -218,12 +218,17 @@ def _entered(path: Path, top: Directory, parts: Container[str | None]) -> Direct
     while (
         not path.is_dir()
         and len(inner := top.visible()) == 1
-        and not any(map(is_image, top.files))
+        and not any(_is_picture(name, entry) for name, entry in top.files.items())
         and LABELS not in top.files
         and not any(name in parts for name in inner)
     ):
         (top,) = inner.values()
     return top
+
+
+def _is_picture(name: str, entry: Entry) -> bool:
+    """Whether a file is an image: by its suffix, or, as a LICENSE has none either, by its content."""
+    return is_image(name) and ("." in name or read_and_decode(entry.read).pixels is not None)
 
 
 def _parts(top: Directory) -> list[str]:
