@@ -146,15 +146,15 @@ class _Works:
         plan, count = self.plan, self.plan.layout.count
         compared = min(COMPARED, count)
         blank = torch.zeros(2, *plan.teacher.spec.shape, dtype=torch.uint8)
-        found = teacher_features(plan.teacher, self.accelerator.device, blank)
+        of_blank = teacher_features(plan.teacher, self.accelerator.device, blank)
 
         def write(_: float) -> None:
             encoded(Records.of(self._part, torch.ones(CHUNK, dtype=torch.bool)), plan.layout)
 
         works = [Work("writing", 1, write, count / CHUNK, listed=False)]
-        if found is None:
+        if of_blank is None:
             return works
-        features = torch.rand(compared, found.shape[1], generator=stream(0, "timing"))
+        features = torch.rand(compared, of_blank.shape[1], generator=stream(0, "timing"))
         return [
             *works,
             Work("statistics", 1, lambda _: self._answers(FEW, gradient=False), compared / FEW, listed=False),

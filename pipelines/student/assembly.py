@@ -200,9 +200,12 @@ def assemble(
     step.rehearse(noise_dataset(config, subject.spec, team, accelerator.device, min(REHEARSED, batch.images)).batch(0))
     scores = _scores(config, images, teacher, accelerator, batch)
     contract = contracts[0] if contracts else None
-    names = subject.class_names if images.splits is None else images.splits.train.class_names
     parts = contract, team, students, transfer_set, step, evaluation, start, scores, batch, warnings, trial, student
-    return Assembly(config, why_this_generator + why_no_hints, subject, *parts, names)
+    return Assembly(config, why_this_generator + why_no_hints, subject, *parts, _class_names(subject, images))
+
+
+def _class_names(subject: Subject, images: Images) -> tuple[str, ...]:
+    return subject.class_names if images.splits is None else images.splits.train.class_names
 
 
 def _generator(

@@ -102,10 +102,12 @@ def load_test(settings: TestSettings, training: Iterable[DataSettings | Unlabell
     if isinstance(settings, NamedData):
         return load_splits(settings).test
     place, learned = _place(settings), [*training]
-    asked = None if isinstance(settings, DigitsData) else settings.test
-    trained = [one for one in learned if not isinstance(one, UnlabelledData) and _place(one) == place]
-    drawn = trained if asked is None and trained else [settings]
-    shares = [_test_share(one) for one in drawn]
+    own_share = None if isinstance(settings, DigitsData) else settings.test
+    trainings = [one for one in learned if not isinstance(one, UnlabelledData) and _place(one) == place]
+    splitting = trainings if own_share is None and trainings else [settings]
+    if isinstance(settings, DigitsData) and len(seeds := {one.split_seed for one in splitting}) == 1:
+        return load_splits(settings.model_copy(update={"split_seed": seeds.pop()})).test  # often read before
+    shares = [_test_share(one) for one in splitting]
     source, name = _read(settings, lacks_classes=shares == [1.0])
     unlabelled = [_place(one) for one in learned if isinstance(one, UnlabelledData)]
     if source.train is None and place is not None and any(one is not None and one[1] == place[1] for one in unlabelled):
@@ -113,7 +115,7 @@ def load_test(settings: TestSettings, training: Iterable[DataSettings | Unlabell
             f"test: the student learns from {name}, without its labels, so it tests nothing; name another set"
         )
     check_labels(source.labels, len(source.class_names), name)
-    parts = [test_rows(source, share, one.split_seed) for share, one in zip(shares, drawn, strict=True)]
+    parts = [test_rows(source, share, one.split_seed) for share, one in zip(shares, splitting, strict=True)]
     rows = torch.from_numpy(np.flatnonzero(np.logical_and.reduce(parts)))
     channels, height, width = source.images.shape[1:]
     spec = ImageSpec(channels, height, width, len(source.class_names))
