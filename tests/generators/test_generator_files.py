@@ -69,6 +69,12 @@ def test_a_python_generator_that_lacks_methods_is_refused(teacher: Classifier) -
         build_generator(settings, teacher, 0, Accelerator(cpu=True))
 
 
+def test_a_python_generator_with_a_wrong_option_is_refused(teacher: Classifier) -> None:
+    settings = PythonGenerator(kind="python", target="synthkd.generators.drawn:Drawn", options={"colour": 1})
+    with pytest.raises(ConfigError, match=r"Drawn failed: TypeError.*colour.*; check the generator's options"):
+        build_generator(settings, teacher, 0, Accelerator(cpu=True))
+
+
 def test_what_is_no_generator_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no generator\.json"):
         read_saved(tmp_path)
