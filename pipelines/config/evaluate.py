@@ -19,6 +19,7 @@ from synthkd.settings import (
     Settings,
     Whole,
 )
+from synthkd.settings.data import require_whole
 
 
 class ImageSet(Settings):
@@ -39,6 +40,8 @@ class ImageSet(Settings):
     def _one(self) -> ImageSet:
         if (self.path is None) == (self.data is None):
             raise ValueError("give a path or a dataset (data), one of the two")
+        if self.data is not None and self.split in (None, "test"):
+            require_whole(self.data)
         return self
 
 
