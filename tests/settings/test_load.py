@@ -222,6 +222,14 @@ def test_a_value_that_is_no_yaml_is_refused():
     assert line.startswith("seed: the value is not YAML: line 1, column 3: ")
 
 
+@pytest.mark.parametrize("text", ["runs/it #2", "#2", "a#1 #2"])
+def test_an_override_that_yaml_would_cut_off_is_refused(text):
+    (line,) = problems(MINIMAL, f"out={text}")
+    assert line == "out: YAML begins a comment at a # that is first or after a space; write out=\"'...'\""
+    assert load(MINIMAL, f"out='{text}'").out == text
+    assert load(MINIMAL, "out=it#2").out == "it#2"
+
+
 # --- YAML -----------------------------------------------------------------------------------------------------------
 
 
