@@ -23,6 +23,7 @@ from synthkd.generators.method_settings import (
     PixelInversionSettings,
 )
 from synthkd.generators.noisy_label import NoisyLabel
+from synthkd.generators.own import checked
 from synthkd.generators.pixel_inversion import PixelInversion
 from synthkd.generators.pixels import Pixels
 from synthkd.generators.pool import PoolSamples
@@ -147,6 +148,8 @@ def _build(
                     f"the generator's target: {settings.target} returned a {type(generator).__name__}, which has no "
                     f"{', '.join(missing)}; add what is missing"
                 )
+            # On the object itself, which may have more than these methods (save, restore, for_labels, repeats).
+            generator.round = checked(generator.round, settings.target, teacher.spec)
             return generator
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from synthkd import __version__
 from synthkd.errors import CheckpointError, ConfigError, SynthkdError
-from synthkd.imports import own
+from synthkd.imports import allowing, own
 from synthkd.pipelines.run.disk import resources
 from synthkd.system.stopping import Stopped, stoppable
 from synthkd.system.text import one_line, print_anything, printable
@@ -127,9 +127,11 @@ def _parser() -> argparse.ArgumentParser:
             text = "leave out at most N unreadable files of a set (skip_bad=N)"
             job.add_argument("--skip-bad", type=int, metavar="N", help=text)
     text = "classes of image files by a run or by an exported .onnx file, which needs nothing else of its run"
-    predict = _add(commands, "predict", text)
+    usage = "synthkd predict MODEL PATH ... [trust=DIR] [--skip-bad N]"
+    predict = _add(commands, "predict", text, usage)
     predict.add_argument("model", metavar="MODEL", help="a run, or an .onnx file that `synthkd compress` exported")
-    predict.add_argument("images", nargs="+", metavar="PATH", help="image files, folders, archives, tables, .npz")
+    text = "image files, folders, archives, tables, .npz; trust=DIR: a folder whose files may name code to run"
+    predict.add_argument("images", nargs="+", metavar="PATH", help=text)
     predict.add_argument("--skip-bad", type=int, default=0, metavar="N", help="leave out at most N unreadable files")
     joining = _add(commands, "statistics", "join the features that evaluations on many machines saved, for one score")
     joining.add_argument("files", nargs="+", metavar="FILE", help="of save_features=, save_generated= or this command")
@@ -181,8 +183,10 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         case "predict":
             from synthkd.compression.predict import predict_files
 
-            for line in predict_files(arguments.model, arguments.images, skip_bad=arguments.skip_bad):
-                print(f"{one_line(str(line.file))}\t{one_line(line.class_name)}\t{line.probability:.4f}")
+            images, trusted = _images_and_trust(arguments.images)
+            with allowing(folders=trusted):
+                for line in predict_files(arguments.model, images, skip_bad=arguments.skip_bad):
+                    print(f"{one_line(str(line.file))}\t{one_line(line.class_name)}\t{line.probability:.4f}")
         case "statistics":
             from synthkd.pipelines.scores.join import statistics
 
@@ -256,6 +260,19 @@ def _let_the_cause_end_first() -> None:
         sys.stderr.flush()
         with suppress(KeyboardInterrupt):
             time.sleep(LET_FIRST)
+
+
+def _images_and_trust(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The paths among the words of `predict`, and the folders of `trust=DIR`, which stands there as in every job.
+
+    Raises:
+        ConfigError: no path is left.
+    """
+    trust = [word for word in words if word.startswith("trust=") and not os.path.exists(word)]
+    images = [word for word in words if word not in trust]
+    if not images:
+        raise ConfigError(f"{trust[0]}: no image beside it; name image files, folders or archives (see --help)")
+    return images, [word.removeprefix("trust=") for word in trust]
 
 
 def _config(job: str, settings: Sequence[str]) -> Any:

@@ -87,7 +87,8 @@ class Distillation(Settings):
     """Networks that learn together with the student, and from each other."""
     inherit: bool | Literal["merged"] | None = None
     """Start a fresh student from the teacher's weights that fit it: evenly spaced channels, or similar ones merged.
-    None: only without real images and stored data (never in compress: weights may hold what the teacher memorised)."""
+    None: only without real images and stored data (never in compress: weights may hold what the teacher memorised), and
+    not for a network that a function of yours builds, which may have weights of its own: true overwrites these."""
     width: WidthSettings | None = None
     """Let the student's width change while it trains, between its own and `most` times its own. At the end it is cut to
     its last width."""

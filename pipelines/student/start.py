@@ -8,11 +8,12 @@ from torch import Tensor
 
 from synthkd.errors import ConfigError
 from synthkd.generators.procedural import draw
-from synthkd.models import Classifier, Inherited, Slimmable, inherit, is_fresh
+from synthkd.models import Classifier, Inherited, Slimmable, has_weights, inherit, is_fresh
 from synthkd.models.classifier import copied
 from synthkd.models.filling import reset_statistics
 from synthkd.pipelines.config import DistillConfig
 from synthkd.rng import Rows
+from synthkd.settings import GivenModel
 from synthkd.training.measuring import Watch
 
 DRAWN = 64
@@ -27,11 +28,13 @@ class Start:
 
     Attributes:
         inherited: what it has of the teacher.
-        network: a copy of the student as it starts, on the CPU; None of one that starts at random.
+        network: a copy of the student as it starts, on the CPU; None of one that has nothing of the teacher.
+        otherwise: where it starts if it has nothing of the teacher, for the plan.
     """
 
     inherited: Inherited
     network: Classifier | None = None
+    otherwise: str = "freshly initialised"
 
     @property
     def words(self) -> str:
@@ -39,7 +42,7 @@ class Start:
         inherited = self.inherited
         if inherited.by:
             return f"{inherited.parameters:,} of them start from its weights, matched by {inherited.by}"
-        return "freshly initialised" + (f" ({inherited.why})" if inherited.why else "")
+        return self.otherwise + (f" ({inherited.why})" if inherited.why else "")
 
     def reset(self, images: Tensor, size: int, watch: Watch) -> Classifier:
         """The student as it starts, with BatchNorm statistics of images: those of the teacher are of other channels.
@@ -62,16 +65,24 @@ class Start:
 def start_of(config: DistillConfig, student: Classifier | Slimmable, teacher: Classifier | None) -> Start:
     """Let a fresh student start from its teacher's weights where the configuration says so, in place.
 
+    Weights of its own stay. A function may give some, so its network takes those of the teacher only where `inherit` is
+    written.
+
     Args:
         config: of the run.
-        student: freshly initialised, or with weights of its own, which stay.
+        student: untrained, or with weights of its own.
         teacher: None without one.
 
     Raises:
-        ConfigError: channels are to be merged, and the structures differ.
+        ConfigError: `inherit` is written for a student with weights of its own, or channels are to be merged, and the
+            structures differ.
     """
-    if not isinstance(student, Classifier) or teacher is None or not config.inherits or not is_fresh(config.student):
-        return Start(Inherited())
+    if config.inherit and has_weights(config.student):
+        raise ConfigError("inherit: the student has weights of its own: leave inherit out, or name no weights for it")
+    otherwise = _otherwise(config)
+    may_inherit = config.inherits and (is_fresh(config.student) or config.inherit)
+    if not isinstance(student, Classifier) or teacher is None or not may_inherit:
+        return Start(Inherited(), otherwise=otherwise)
     merge = config.inherit == "merged"
     inherited = inherit(student, teacher, merge, lambda: draw(DRAWN, student.spec, Rows(config.seed, "start")))
     if merge and not inherited.by:
@@ -79,4 +90,15 @@ def start_of(config: DistillConfig, student: Classifier | Slimmable, teacher: Cl
             f"inherit: merged needs a student that differs from its teacher in width and residual blocks alone: "
             f"{inherited.why}; set inherit to true or false"
         )
-    return Start(inherited, copied(student) if inherited.by else None)
+    return Start(inherited, copied(student) if inherited.by else None, otherwise)
+
+
+def _otherwise(config: DistillConfig) -> str:
+    """Where the student starts if it takes no weights of the teacher."""
+    if is_fresh(config.student):
+        return Start.otherwise
+    if has_weights(config.student):
+        return "with weights of its own"
+    given = "as it was given" if isinstance(config.student, GivenModel) else "as its function returns it"
+    is_open = config.inherits and config.inherit is None
+    return f"{given}; `inherit: true` lets it start from its teacher" if is_open else given

@@ -6,7 +6,7 @@ from synthkd.data.bank import bank_bytes, checkpoint_bytes
 from synthkd.data.read.splits import RealData
 from synthkd.distillation import phases
 from synthkd.distillation.terms.auxiliary import AuxiliaryLayers
-from synthkd.models import parameters
+from synthkd.models import has_weights, parameters
 from synthkd.pipelines.config import DistillConfig, Planned
 from synthkd.pipelines.run.device import mixed_precision
 from synthkd.pipelines.run.directory import REPORT
@@ -20,7 +20,7 @@ from synthkd.reports.headline import headline
 from synthkd.reports.page import SPACE
 from synthkd.reports.results import AccuracyEstimate, Baseline, BudgetResult, DistillResult, ModelResult
 from synthkd.schedules import ever
-from synthkd.settings import Schedule, TrainedTeacher
+from synthkd.settings import LoadedModel, Schedule, TrainedTeacher
 
 
 def plan(assembly: Assembly, test: RealData | None, used: int = 0) -> tuple[str, ...]:
@@ -70,6 +70,7 @@ def plan(assembly: Assembly, test: RealData | None, used: int = 0) -> tuple[str,
         *(f"  warning: {warning}" for warning in assembly.warnings),
         *_team_lines(assembly),
         f"  student: {student:,} parameters{share}, {assembly.start.words}",
+        *_normalisation(assembly),
         *(f"  peer {number}: {words}" for number, words in enumerate(peers, start=1)),
         f"  real images: {real}",
         *(f"  {words}" for words in assembly.transfer_set.collages),
@@ -87,6 +88,18 @@ def plan(assembly: Assembly, test: RealData | None, used: int = 0) -> tuple[str,
         *lines,
         f"{disk_line(config, state_bytes, shared, on_disk)}; the last checkpoint stays, to extend the run",
     )
+
+
+def _normalisation(assembly: Assembly) -> list[str]:
+    """The line of a student from elsewhere that may normalise images itself, and gets the normalisation of the run."""
+    student, subject = assembly.config.student, assembly.subject
+    if not isinstance(student, LoadedModel) or student.mean is not None or has_weights(student):
+        return []
+    mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (subject.mean, subject.std))
+    return [
+        f"  normalisation: the student gets mean [{mean}] and std [{std}]; write student.mean and student.std of 0 and "
+        "1 if it normalises images itself"
+    ]
 
 
 def _precision(config: DistillConfig) -> list[str]:

@@ -10,7 +10,7 @@ from synthkd.models.inheritance import Inherited, inherit
 from synthkd.models.latency import Latency, measure_latency, time_calls
 from synthkd.models.layout import head, stages
 from synthkd.models.slimmable import Slimmable, slice_out
-from synthkd.models.sources import build_model, is_fresh, load_model
+from synthkd.models.sources import build_model, has_weights, is_fresh, load_model
 from synthkd.models.zoo import build
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "build",
     "build_model",
     "fold_batch_norm",
+    "has_weights",
     "head",
     "inherit",
     "is_fresh",

@@ -140,6 +140,13 @@ def is_fresh(settings: ZooModel | LoadedModel | GivenModel) -> bool:
     return settings.weights is None and is_library(settings.model) and not settings.model.startswith(LOCAL)
 
 
+def has_weights(settings: ZooModel | LoadedModel | GivenModel) -> bool:
+    """Whether settings of a network name trained weights: in a file of their own, or in its folder."""
+    if not isinstance(settings, LoadedModel):
+        return False
+    return files.is_model_directory(settings.model) or completed(settings)[0].weights is not None
+
+
 def _load_network_file(settings: LoadedModel, source: Path | None, layers: bool) -> Classifier:
     """The classifier of a file that holds a whole network: TorchScript, `torch.export` or ONNX."""
     path = Path(settings.model)

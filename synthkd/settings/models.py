@@ -81,7 +81,9 @@ class LoadedModel(Settings):
     classes: Classes | None = None
     """Number of classes; required except for a directory that synthkd saved."""
     mean: Annotated[tuple[Number, ...], Listed] | None = None
-    """Mean per channel to subtract from images in [0, 1]; None: the network normalises its input itself."""
+    """Mean per channel to subtract from images in [0, 1]; None: the network normalises its input itself. But a
+    network to train without `weights` gets the mean and std of its teacher or data then; if it normalises its input
+    itself, write a 0 for each channel here, and a 1 in `std`."""
     std: Annotated[tuple[Number, ...], Listed] | None = None
     """Standard deviation per channel to divide by; given with `mean`, or neither."""
     class_names: Annotated[tuple[str, ...], PerClass] | None = None

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from synthkd.errors import ConfigError, ModelError
 from synthkd.imports import allowing, resolve
@@ -185,6 +186,13 @@ def test_functions_of_the_recipe_run_and_resume_without_further_words(
     with pytest.raises(ModelError, match=REFUSED):
         load("run")
     assert load("run", trust=True).spec.classes == 10
+    Image.new("L", (8, 8)).save("digit.png")
+    assert main(["predict", "run", "digit.png"]) == ModelError.exit_code
+    assert "say trust=run/student; or" in capsys.readouterr().err
+    assert main(["predict", "run", "digit.png", "trust=run/student"]) == 0
+    assert capsys.readouterr().out.startswith("digit.png\t")
+    assert main(["predict", "run", "trust=run"]) == ConfigError.exit_code
+    assert "no image beside it" in capsys.readouterr().err
 
 
 def test_only_the_same_call_is_allowed_by_a_recipe(tmp_path: Path) -> None:

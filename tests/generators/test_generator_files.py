@@ -1,7 +1,9 @@
 """A generator that leaves its run and samples the same images elsewhere."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ from synthkd.models import Classifier, build
 from synthkd.rng import Rows
 from synthkd.settings import DigitsData, ZooModel
 from synthkd.system.sealed import sealed
-from synthkd.types import ImageSpec
+from synthkd.types import ImageSpec, Round
 
 SETTINGS: list[GeneratorSettings] = [
     InversionSettings(batch_size=10, width=4, latent=8),
@@ -73,6 +75,48 @@ def test_a_python_generator_with_a_wrong_option_is_refused(teacher: Classifier) 
     settings = PythonGenerator(kind="python", target="synthkd.generators.drawn:Drawn", options={"colour": 1})
     with pytest.raises(ConfigError, match=r"Drawn failed: TypeError.*colour.*; check the generator's options"):
         build_generator(settings, teacher, 0, Accelerator(cpu=True))
+
+
+class Given:
+    """A generator whose rounds are what a test gives it."""
+
+    given: Any = None
+    state_dict = load_state_dict = sample = lambda *_: None
+
+    def __init__(self, teacher: Classifier, seed: int) -> None: ...
+
+    def round(self, index: int, difficulty: float, student: object = None) -> Any:
+        return self.given
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": torch.zeros(4, 8, 8)}, r"images float32 \[4, 8, 8\]; return float32 \[N, 1, 8, 8\]"),
+        ({"images": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)}, r"images uint8 .*; return float32 "),
+        ({"images": torch.full((4, 1, 8, 8), 255.0)}, "images from 255 to 255; they must be in 0 to 1"),
+        ({"images": torch.full((4, 1, 8, 8), torch.nan)}, "images from nan to nan"),
+        ({"images": torch.zeros(0, 1, 8, 8)}, r"images float32 \[0, 1, 8, 8\]"),
+        ({"labels": torch.zeros(4)}, r"labels float32 \[4\]; return int64 \[N\]"),
+        ({"labels": torch.full((4,), 10)}, "labels from 10 to 10; they must be in 0 to 9"),
+        ({"teacher_logits": None}, r"teacher_logits NoneType; return float32 \[N, 10\]"),
+        ({"terms": None}, "terms None; return a dict"),
+    ],
+)
+def test_the_rounds_of_a_python_generator_are_checked(
+    change: dict[str, Any], message: str, teacher: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = PythonGenerator(kind="python", target=f"{__name__}:Given")
+    generator = build_generator(settings, teacher, 0, Accelerator(cpu=True))
+    good = Round(torch.zeros(4, 1, 8, 8), torch.arange(4), torch.zeros(4, 10), {})
+    monkeypatch.setattr(Given, "given", good)
+    assert generator.round(0, 0.5) is good
+    monkeypatch.setattr(Given, "given", replace(good, **change))
+    with pytest.raises(ConfigError, match=f"round of {__name__}:Given returned {message}"):
+        generator.round(0, 0.5)
+    monkeypatch.setattr(Given, "given", (good.images, good.labels))
+    with pytest.raises(ConfigError, match=r"returned a tuple; return synthkd\.types\.Round\(images, labels, "):
+        generator.round(0, 0.5)
 
 
 def test_what_is_no_generator_is_one_line(tmp_path: Path) -> None:

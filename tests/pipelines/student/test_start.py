@@ -86,6 +86,33 @@ def test_the_plan_says_how_layers_were_matched(teacher: Path) -> None:
     assert "freshly initialised (at the student's conv that gives 4x4x4, the teacher has another block)" in plan
 
 
+def small() -> nn.Module:
+    """The student of `recipe`, built by a function of the user."""
+    return build(ZooModel(arch="lenet5", width=3), SPEC).body
+
+
+def test_a_network_of_the_users_inherits_where_that_is_written(teacher: Path) -> None:
+    own: dict[str, Any] = {"student": {"kind": "load", "model": f"{__name__}:small"}}
+    plan = str(distill(**recipe(teacher, **own), dry_run=True))
+    assert "15,660 parameters" in plan
+    assert ", as its function returns it; `inherit: true` lets it start from its teacher\n" in plan
+    assert "normalisation: the student gets mean [0] and std [1]; write student.mean and student.std of 0 and 1" in plan
+    own["student"] |= {"mean": [0.5], "std": [0.5]}
+    plan = str(distill(**recipe(teacher, **own, inherit=False), dry_run=True))
+    assert ", as its function returns it\n" in plan
+    assert "normalisation:" not in plan
+    for inherit, how in ((True, "path"), ("merged", "structure")):
+        plan = str(distill(**recipe(teacher, **own, inherit=inherit), dry_run=True))
+        assert f", 15,660 of them start from its weights, matched by {how}" in plan
+
+
+def test_a_student_with_weights_of_its_own_keeps_them(teacher: Path) -> None:
+    own = {"student": {"kind": "load", "model": str(teacher)}}
+    assert ", with weights of its own\n" in str(distill(**recipe(teacher, **own), dry_run=True))
+    with pytest.raises(ConfigError, match="inherit: the student has weights of its own: leave inherit out"):
+        distill(**recipe(teacher, **own, inherit=True), dry_run=True)
+
+
 def test_what_cannot_be_merged_is_refused(teacher: Path) -> None:
     other = {"student": {"arch": "convnet", "width": 4}, "inherit": "merged"}
     with pytest.raises(ConfigError, match=r"inherit: merged needs .* the teacher has another block; set inherit to"):
