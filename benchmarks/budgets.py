@@ -14,7 +14,8 @@ learns from no real image starts from weights of its teacher. Accuracy is that o
 images.
 
 In the pair `lenet, labels only` the teacher answers 50,000 images by labels, and shows nothing else: `ours` has drawn
-pictures and crops, `real` has real images, and all start afresh. What asking takes is in the budget.
+pictures and crops, `real` has real images, and all start afresh. What asking takes is in the budget. It has no
+`defaults`, whose generator would ask all the time, and no `mixed`, which `ours` is already.
 
 FILE is a .npz with the images, labels, test_images and test_labels of CIFAR-10; DIR has the public teachers of
 akamaster/pytorch_resnet_cifar10: resnet20-12fca82f.th, resnet32-d509ac18.th, resnet56-4bfd9763.th. FOLDER has
@@ -65,6 +66,7 @@ class Pair:
         data: of the command line -> the real images.
         few: whether 2,000 real images are there beside the teacher.
         pictures: keys of the sources of drawn pictures and crops, where these are alone.
+        arms: those that it can have.
     """
 
     recipe: str
@@ -72,6 +74,7 @@ class Pair:
     data: Callable[[argparse.Namespace], Row]
     few: bool = False
     pictures: Row = field(default_factory=dict)
+    arms: Sequence[str] = ARMS
 
 
 def public(teacher: int, student: int, few: bool = False) -> Pair:
@@ -112,7 +115,8 @@ def labels_only(name: str, queries: int) -> Pair:
             "phases": [{"kind": "refine", "steps": 11_000}],
         }
 
-    return Pair(name, changes, lambda _: pairs.DATA, pictures=pool)
+    arms = [arm for arm in ARMS if arm not in ("defaults", "mixed")]
+    return Pair(name, changes, lambda _: pairs.DATA, pictures=pool, arms=arms)
 
 
 PAIRS = {
@@ -215,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = common.options("budgets", __doc__)
     parser.add_argument("--pair", required=True, choices=PAIRS)
     parser.add_argument("--budget", required=True, help="wall time of a cell, as 120s or 20m")
-    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--arms", nargs="*", choices=ARMS, help="all of the pair by default")
     parser.add_argument("--cifar10", help="the .npz file of CIFAR-10")
     parser.add_argument("--teachers", help="folder of the public teachers")
     pairs.add_root(parser)
@@ -224,10 +228,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.pair.startswith("resnet") and not (arguments.cifar10 and arguments.teachers):
         parser.error(f"--pair {arguments.pair} needs --cifar10 FILE and --teachers DIR")
+    of_pair = PAIRS[arguments.pair].arms
+    arms = arguments.arms or of_pair
+    if missing := [arm for arm in arms if arm not in of_pair]:
+        parser.error(f"--pair {arguments.pair} has no arm {', '.join(missing)}; it has {', '.join(of_pair)}")
     pairs.DATA["root"] = arguments.root  # also where a teacher is trained
     cells = common.collect(
         "budgets",
-        product(range(arguments.seeds), arguments.arms),
+        product(range(arguments.seeds), arms),
         lambda key: cell(arguments.pair, key[1], key[0], arguments),
         _identity,
     )

@@ -11,8 +11,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -24,13 +22,13 @@ from synthkd.generators.inversion_network import BETAS
 from synthkd.generators.local import autocast_of, folded, local_accelerator, require_statistics
 from synthkd.generators.method_settings import BatchwiseSettings
 from synthkd.generators.moments import MovingMoments
-from synthkd.generators.pool import Pool
+from synthkd.generators.pool import PoolSamples
 from synthkd.generators.teacher_student import TEACHER_TERMS, JointOutputs, Term, joint_forward, teacher_logits
 from synthkd.generators.views import shifted
 from synthkd.losses.objective import Objective
 from synthkd.models.classifier import Classifier, as_classifier
 from synthkd.processes import Processes
-from synthkd.rng import Rows, stream
+from synthkd.rng import stream
 from synthkd.training.learner import require_finite
 from synthkd.types import ImageSpec, Round, balanced_labels
 
@@ -214,46 +212,11 @@ class Batchwise(ABC):
         self._moments.load_state_dict(state["moments"])
 
 
-class Pooled(Batchwise):
-    """A generator whose samples are images of earlier rounds.
-
-    Attributes:
-        repeats: True: its samples are no new images.
-    """
-
-    repeats: ClassVar = True
-
-    @cached_property
-    def _pool(self) -> Pool:
-        return Pool(self.spec)
+class Pooled(Batchwise, PoolSamples):
+    """A generator whose samples are images of earlier rounds."""
 
     def _made(self, images: Tensor, labels: Tensor) -> None:
         self._pool.add(images, labels)
-
-    def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
-        """Images of earlier rounds; image i is a function of its label and of row `rng.start + i`.
-
-        Args:
-            labels: int64 `[N]`.
-            difficulty: in [0, 1]; it changes nothing.
-            rng: random rows.
-
-        Returns:
-            float32 `[N, C, H, W]` in [0, 1]; noise for a class of which there is no image yet.
-        """
-        return self._pool.sample(labels, rng).to(self._device)
-
-    def save(self, directory: Path) -> None:
-        """Write the images of earlier rounds, from which samples are taken."""
-        self._pool.save(directory)
-
-    def restore(self, directory: Path) -> None:
-        """Read them back.
-
-        Raises:
-            ModelError: the file is missing, damaged or of other images.
-        """
-        self._pool.restore(directory)
 
     def state_dict(self) -> dict[str, Any]:
         """The images of earlier rounds, and the moments to which later rounds are averaged."""

@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from synthkd.data.read.splits import Splits
-from synthkd.errors import ConfigError
+from synthkd.errors import ConfigError, SynthkdError
 from synthkd.generators.cgan import CGAN
 from synthkd.generators.continuous import Continuous
 from synthkd.generators.contrastive import Contrastive
@@ -26,6 +26,7 @@ from synthkd.generators.noisy_label import NoisyLabel
 from synthkd.generators.own import checked
 from synthkd.generators.pixel_inversion import PixelInversion
 from synthkd.generators.pixels import Pixels
+from synthkd.generators.pool import PoolSamples
 from synthkd.generators.rounds import Fixed
 from synthkd.generators.settings import (
     FROM_REAL,
@@ -74,7 +75,7 @@ def build_generator(
 
     Raises:
         ConfigError: the generator learns from real images and there are none, a saved generator makes other images than
-            the teacher takes, or a generator of kind `python` cannot be imported or lacks a method.
+            the teacher takes, or a generator of kind `python` cannot be imported, fails or lacks a method.
         ModelError: the teacher lacks what the generator needs, or a saved generator has weights that do not fit its
             settings or names code that is not trusted.
     """
@@ -134,7 +135,14 @@ def _build(
             return _saved(settings, teacher, seed, accelerator)
         case PythonGenerator():
             make = resolve(settings.target, "the generator's target", source, settings.options)
-            generator = make(teacher=teacher, seed=seed, **settings.options)
+            try:
+                generator = make(teacher=teacher, seed=seed, **settings.options)
+            except SynthkdError:
+                raise
+            except Exception as error:  # other people's code may fail in any way
+                raise ConfigError(
+                    f"the generator's target: {settings.target} failed: {error!r}; check the generator's options"
+                ) from error
             if missing := [name for name in METHODS if not callable(getattr(generator, name, None))]:
                 raise ConfigError(
                     f"the generator's target: {settings.target} returned a {type(generator).__name__}, which has no "
@@ -160,9 +168,16 @@ def _saved(settings: SavedSettings, teacher: Classifier, seed: int, accelerator:
             "the teacher, which a black box does not give: take a generator that learned from real images, or "
             "transfer_set.kind=procedural"
         )
+    generator = _samples(made_by, teacher, saved.seed, accelerator, directory / CONFIG)
+    generator.restore(directory)
+    return Fixed(generator, facts_of(made_by).images_of_round or SAMPLED, teacher, seed, accelerator)
+
+
+def _samples(made_by: GeneratorSettings, teacher: Classifier, seed: int, accelerator: Accelerator, source: Path) -> Any:
+    """The generator that a saved one is restored into: for samples, where a round may need more of the teacher."""
+    if isinstance(made_by, ContrastiveSettings | PixelInversionSettings):
+        return PoolSamples(teacher.spec, accelerator.device)
     if getattr(made_by, "batch_norm", 0.0) and not any(has_statistics(layer) for layer in teacher.modules()):
         made_by = made_by.model_copy(update={"batch_norm": 0.0})  # rounds match statistics, samples do not
     # With its own seed, from which pixels fits the tone curve; the run's seed draws the images of a round.
-    generator = _build(made_by, teacher, saved.seed, accelerator, source=directory / CONFIG)
-    generator.restore(directory)
-    return Fixed(generator, facts_of(made_by).images_of_round or SAMPLED, teacher, seed, accelerator)
+    return _build(made_by, teacher, seed, accelerator, source=source)

@@ -29,12 +29,16 @@ from synthkd.losses.contrast import instance_contrast
 from synthkd.models.weights import finite_state
 from synthkd.processes import ONE_PROCESS
 from synthkd.rng import Rows, derive, stream
-from synthkd.taps import evaluating, observe
+from synthkd.taps import evaluating, has_statistics, observe
 from synthkd.types import ImageSpec, Round
 
 REMEMBERED = 8
 """Earlier batches whose features are kept, as a multiple of the images that a batch is compared with: 10 in the
 authors' code."""
+NO_FEATURES = (
+    "the contrastive generator compares features at BatchNorm layers, which the teacher lacks; set the generator's "
+    "kind to pixels"
+)
 
 
 class ChannelMeans:
@@ -101,6 +105,9 @@ class Contrastive(Pooled):
         accelerator: Accelerator | None = None,
         spec: ImageSpec | None = None,
     ) -> None:
+        # Here, since the remedy of the base class, a batch_norm of 0, would not help.
+        if not any(has_statistics(module) for module in teacher.modules()):
+            raise ModelError(NO_FEATURES)
         adversarial = {"adversarial": STUDENT_TERMS["adversarial"]}
         super().__init__(settings, teacher, seed, accelerator, spec, adversarial, {"contrast": self._contrast})
         self.settings = settings
@@ -108,8 +115,8 @@ class Contrastive(Pooled):
         self._processes = ONE_PROCESS
         self._means = ChannelMeans(self._teacher, torch.zeros(1, *self.spec.shape, device=self._device))
         size = self._means.size
-        if not size:
-            raise ModelError("the contrastive generator compares features at BatchNorm layers, which the teacher lacks")
+        if not size:  # none but layers that an evaluation passes over
+            raise ModelError(NO_FEATURES)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "generator/head"))
             head = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, settings.dimension))

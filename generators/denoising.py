@@ -12,12 +12,14 @@ import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
 import diffusers
 import torch
 import torch.nn.functional as F
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils import logging
 from torch import Tensor
 
@@ -274,13 +276,38 @@ def load_pipeline(directory: Path | str) -> diffusers.DiffusionPipeline:
     return pipeline
 
 
+class ExactDDIM(diffusers.DDIMScheduler):  # type: ignore[misc]
+    """DDIM whose steps go from each of its times to the next, as the rule of trailing times has them.
+
+    A step of diffusers' own goes back by `1000 // steps`, which leaves the times if steps does not divide 1000.
+    """
+
+    timesteps: Tensor
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """As that of diffusers, without the time below 0 that rounding adds to some numbers of steps."""
+        super().set_timesteps(num_inference_steps, device)
+        self.timesteps = self.timesteps[:num_inference_steps]
+
+    def step(
+        self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, **options: object
+    ) -> DDIMSchedulerOutput:
+        """As that of diffusers, to the next time."""
+        place = self.timesteps.tolist().index(int(timestep))
+        following = [*self.timesteps.tolist(), -1][place + 1]
+        # diffusers has no argument for the length of a step; it divides by this number.
+        self.num_inference_steps = Fraction(self.config.num_train_timesteps, int(timestep) - following)
+        output: DDIMSchedulerOutput = super().step(model_output, timestep, sample, **options)
+        return output
+
+
 def make_sampler(name: Sampler, schedule: diffusers.DDPMScheduler, steps: int) -> diffusers.DDIMScheduler:
     """A new sampler, since samplers count their steps; it takes predicted images and starts at the noisiest time.
 
     `ddpm` uses DDIM's scheduler, because it takes the noise as an argument; with eta = 1 its step is DDPM's (Song et
     al. 2021, section 4.1).
     """
-    unclipped = partial(diffusers.DDIMScheduler, clip_sample=False)
+    unclipped = partial(ExactDDIM, clip_sample=False)
     samplers = {
         "ddpm": unclipped,
         "ddim": unclipped,
@@ -291,4 +318,8 @@ def make_sampler(name: Sampler, schedule: diffusers.DDPMScheduler, steps: int) -
     config = {key: schedule.config[key] for key in ("num_train_timesteps", "beta_schedule", "trained_betas")}
     sampler = samplers[name](**config, prediction_type="sample", timestep_spacing="trailing")
     sampler.set_timesteps(steps)
+    # Rounding adds a time below 0 to some numbers of steps.
+    sampler.timesteps = sampler.timesteps[:steps]
+    if name in ("dpm++", "unipc"):
+        sampler.sigmas = torch.cat([sampler.sigmas[:steps], sampler.sigmas[-1:]])
     return sampler

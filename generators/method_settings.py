@@ -82,9 +82,10 @@ class BatchwiseSettings(Settings):
     one_hot: NonNegative = 1.0
     """Weight of the cross-entropy of the teacher's logits to the label."""
     shift: Shift = 0
-    """Largest shift, in pixels, of the images before the teacher sees them; new at every step."""
+    """Largest shift, in pixels, of the images before the teacher sees them; new at every step. Each image is shifted by
+    itself and gets black edges; those of `pixel_inversion` are rolled, the whole batch alike."""
     flip: bool = False
-    """Flip them horizontally with probability one half."""
+    """Flip them horizontally with probability one half: each by itself, those of `pixel_inversion` all or none."""
 
     @model_validator(mode="after")
     def _has_a_term(self) -> BatchwiseSettings:

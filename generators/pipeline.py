@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from synthkd.errors import ConfigError, ModelError
-from synthkd.generators.denoising import ClassConditionalPipeline, load_pipeline
+from synthkd.generators.denoising import ClassConditionalPipeline, ExactDDIM, load_pipeline
 from synthkd.generators.guidance import guidance_scale
 from synthkd.generators.local import local_accelerator
 from synthkd.generators.settings import PipelineSettings
@@ -60,7 +60,7 @@ class Pipeline:
             # DiTPipeline gives its scheduler no random generator. DDPM adds noise in each step, so an image would not
             # be a function of its row; DDIM adds none. The default spacing of the times would skip the noisiest one.
             scheduler = self._pipeline.scheduler
-            kind = DDIMScheduler if isinstance(scheduler, DDPMScheduler) else type(scheduler)
+            kind = ExactDDIM if isinstance(scheduler, DDPMScheduler | DDIMScheduler) else type(scheduler)
             self._pipeline.scheduler = kind.from_config(scheduler.config, timestep_spacing="trailing")
         self._pipeline.to(self._device)
 

@@ -8,6 +8,7 @@ every round stays as drawn, with the teacher's prediction as label.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ CALIBRATION = 512
 """Drawn images on which the tone curve is fitted; fewer if they have more than CALIBRATION_SIDE pixels a side."""
 CALIBRATION_LEAST, CALIBRATION_SIDE = 64, 64
 """Smallest number of them, and the side from which on pixels are left out."""
-REMEMBERED = 1024
-"""Results of earlier rounds from which later rounds may start."""
+REMEMBERED, REMEMBERED_BYTES = 1024, 256 * 2**20
+"""Results of earlier rounds from which later rounds may start, and the bytes that they may take."""
 RESTART = 0.5
 """Share of the moved images that start from results of earlier rounds: these are moved further, over many rounds, while
 the others, which start from drawn images, bring in new shapes."""
@@ -102,9 +103,16 @@ class Pixels:
         self._similarity = class_similarity(teacher)
         self._tone = self._tone_curve()
         self._earlier = torch.empty(0, *self.spec.shape)
+        self._bytes_of_image = self._earlier.element_size() * math.prod(self.spec.shape)
+        self._remembered = max(1, min(REMEMBERED, REMEMBERED_BYTES // self._bytes_of_image))
         terms = {"one_hot": TEACHER_TERMS["one_hot"], **STUDENT_TERMS}
         weights = {"one_hot": 1.0, **{name: getattr(settings, name) for name in STUDENT_TERMS}}
         self._objective: Objective[JointOutputs] = Objective(terms, weights)
+
+    @property
+    def earlier_bytes(self) -> int:
+        """Most bytes of the results of earlier rounds."""
+        return self._remembered * self._bytes_of_image
 
     def _tone_curve(self) -> ToneCurve:
         """The curve that gives drawings the mean and deviation of the teacher's training images.
@@ -153,7 +161,7 @@ class Pixels:
         targets = self._targets(count, index)
         results, terms = self._move(start, targets, s.steps, difficulty, student, index, self._processes)
         # On the CPU, where the device's memory is not taken and a checkpoint stores them as they are.
-        self._earlier = torch.cat([self._earlier, results.cpu()])[-REMEMBERED:]
+        self._earlier = torch.cat([self._earlier, results.cpu()])[-self._remembered :]
         images = torch.cat([results, drawings[count:].to(results.device)])
         logits = teacher_logits(self._teacher, images, self._autocast)
         labels = torch.cat([targets.argmax(1).to(logits.device), logits[count:].argmax(1)])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from synthkd.types import ImageSpec, balanced_labels, to_float, to_uint8
 
 MOST_IMAGES, MOST_BYTES = 4096, 64 * 2**20
 """Images that are kept, and the bytes that they may take; one of each class is kept in any case."""
+GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
 
 
 class Pool:
@@ -36,6 +38,11 @@ class Pool:
     def __len__(self) -> int:
         return len(self._images)
 
+    @property
+    def most_bytes(self) -> int:
+        """Bytes of the images of a full pool."""
+        return self._capacity * math.prod(self.spec.shape)
+
     def add(self, images: Tensor, labels: Tensor) -> None:
         """Add a batch of float images `[N, C, H, W]` in [0, 1] with labels int64 `[N]`.
 
@@ -52,19 +59,22 @@ class Pool:
     def sample(self, labels: Tensor, rng: Rows) -> Tensor:
         """Images of the labels, float32 `[N, C, H, W]` in [0, 1]; noise for a class without an image.
 
-        Image i is a function of its label and of row `rng.start + i`. Of labels in turn, the samples of a class are
-        different images until all of that class have been given.
+        Image i is a function of its label and of row `rng.start + i`. Of labels in turn, whichever comes first, the
+        samples of a class are different images until all of that class have been given.
         """
-        labels = labels.cpu()
+        labels, classes = labels.cpu(), self.spec.classes
         images = rng.uniform(len(labels), math.prod(self.spec.shape)).reshape(-1, *self.spec.shape)
-        numbers = torch.arange(len(labels)) + rng.start
-        in_turn = balanced_labels(len(labels), rng.start, self.spec.classes) == labels
-        turns = torch.where(in_turn, numbers // self.spec.classes, numbers)
+        turns = (torch.arange(len(labels)) + rng.start) // classes
+        # Of other labels a class has several rows of a turn. Each begins elsewhere among its images, by the golden
+        # ratio, so that they do not meet soon.
+        offsets = (balanced_labels(len(labels), rng.start, classes) - labels) % classes
+        begins = offsets.double() * GOLDEN_RATIO % 1.0
         for label in labels.unique().tolist():
             of_class = (self._labels == label).nonzero().flatten()
             if len(of_class):
                 rows = labels == label
-                images[rows] = to_float(self._images[of_class[turns[rows] % len(of_class)]])
+                numbers = turns[rows] + (begins[rows] * len(of_class)).long()
+                images[rows] = to_float(self._images[of_class[numbers % len(of_class)]])
         return images
 
     def save(self, directory: Path) -> None:
@@ -93,3 +103,55 @@ class Pool:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self._images, self._labels = state["images"].clone(), state["labels"].clone()
+
+
+class PoolSamples:
+    """Samples that are images of earlier rounds: alone, those of a saved generator, whose rounds are over.
+
+    Args:
+        spec: of the images.
+        device: of the samples.
+
+    Attributes:
+        repeats: True: the samples are no new images.
+    """
+
+    repeats: ClassVar = True
+
+    def __init__(self, spec: ImageSpec, device: torch.device) -> None:
+        self.spec = spec
+        self._device = device
+
+    @cached_property
+    def _pool(self) -> Pool:
+        return Pool(self.spec)
+
+    @property
+    def earlier_bytes(self) -> int:
+        """Most bytes of the images of earlier rounds."""
+        return self._pool.most_bytes
+
+    def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
+        """Images of earlier rounds; image i is a function of its label and of row `rng.start + i`.
+
+        Args:
+            labels: int64 `[N]`.
+            difficulty: in [0, 1]; it changes nothing.
+            rng: random rows.
+
+        Returns:
+            float32 `[N, C, H, W]` in [0, 1]; noise for a class of which there is no image yet.
+        """
+        return self._pool.sample(labels, rng).to(self._device)
+
+    def save(self, directory: Path) -> None:
+        """Write the images of earlier rounds, from which samples are taken."""
+        self._pool.save(directory)
+
+    def restore(self, directory: Path) -> None:
+        """Read them back.
+
+        Raises:
+            ModelError: the file is missing, damaged or of other images.
+        """
+        self._pool.restore(directory)

@@ -282,20 +282,22 @@ def _images_and_trust(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _config(job: str, settings: Sequence[str]) -> Any:
     """The configuration of a job from the words of the command line."""
-    from synthkd.pipelines.config.recipes import find_config
+    from synthkd.pipelines.config.recipes import CONFIG, find_config
     from synthkd.settings.load import load_config
+    from synthkd.settings.yaml_text import dump
 
     first = settings[0] if settings else "="
     key = VERBS[job].paths
     # A word may be longer than a path can be, which os.path takes for no file and pathlib for an error.
     # The first word may be a configuration; of a job that takes paths, which may be any word, only a YAML file is one.
-    named = first.endswith((".yaml", ".yml")) if key else "=" not in first or os.path.isfile(first)
+    is_config = "=" not in first or any(map(os.path.isfile, (first, os.path.join(first, CONFIG))))
+    named = first.endswith((".yaml", ".yml")) if key else is_config
     source = find_config(first, job) if named else None
     overrides = list(settings[named:])
     if source is not None and source.parent == Path(first):  # a run, whose configuration need not say where it lies
-        overrides = [f"out={json.dumps(first)}", *overrides]
+        overrides = [f"out={dump(first)}", *overrides]
     if key and (paths := [word for word in overrides if "=" not in word or os.path.exists(word)]):
-        overrides = [word for word in overrides if word not in paths] + [f"{key}={json.dumps(paths)}"]
+        overrides = [word for word in overrides if word not in paths] + [f"{key}={dump(paths)}"]
     # Paths in a recipe that ships, and in what a run recorded, are relative to the working directory.
     recorded = source is not None and (source.parent / ".lock").exists()
     in_place = recorded or source != Path(first)

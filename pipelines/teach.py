@@ -32,6 +32,7 @@ from synthkd.pipelines.teacher.learning import (
     plain_update,
     private_learner,
     private_update,
+    rehearse,
     require_one_process,
     teacher_batch_size,
     untrained,
@@ -76,7 +77,10 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
         with together(shares()):
             splits = splits or load_splits(config.data)
         keep_data(job.directory, splits, job.accelerator, config.training.dp is not None)
-        model = build(config, splits).to(job.device)
+        model = build(config, splits)
+        if config.training.dp is not None:
+            rehearse(config, model, splits)  # an error at the first step would cost its share of the budget
+        model = model.to(job.device)
         progress, claim, batch_size = _train(config, job, model, splits)
         began = time.perf_counter()
         with evaluating(model):

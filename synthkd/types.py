@@ -225,6 +225,11 @@ def repeats(generator: SampleGenerator) -> bool:
     return bool(getattr(generator, "repeats", False))
 
 
+def earlier_bytes(generator: object) -> int:
+    """Most bytes of images of earlier rounds that a generator stores; an attribute `earlier_bytes` tells them."""
+    return int(getattr(generator, "earlier_bytes", 0))
+
+
 class Rounds(Protocol):
     """Rounds of a generator; each gives images for the memory bank."""
 

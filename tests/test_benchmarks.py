@@ -118,12 +118,23 @@ def test_effects_and_interactions_are_those_that_the_scores_were_made_of() -> No
         assert online_parts.effect(parts, scores) == pytest.approx(0.0)
 
 
-@pytest.mark.parametrize("name", budgets.PAIRS)
-@pytest.mark.parametrize("arm", budgets.ARMS)
+@pytest.mark.parametrize(("name", "arm"), [(name, arm) for name, pair in budgets.PAIRS.items() for arm in pair.arms])
 def test_the_cells_of_budgets_are_configurations(name: str, arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairs, "teacher_of", lambda _: "teacher")
     arguments = argparse.Namespace(cifar10="cifar10.npz", teachers="teachers")
-    if name.endswith("labels only") and arm in ("defaults", "mixed"):
-        pytest.skip("a black box has pictures and crops in any case")
     source = budgets.source_of(budgets.PAIRS[name], arm, arguments)
     load_config(DistillConfig, source, ["budget=20m"])
+
+
+def test_budgets_run_the_arms_that_a_pair_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(common, "collect", lambda _, keys, *__: ran.extend(arm for _, arm in keys) or [])
+    monkeypatch.setitem(pairs.DATA, "root", None)  # as it was afterwards
+    command = ["--pair", "lenet, labels only", "--budget", "90s"]
+    budgets.main(command)
+    assert ran == ["ours", "procedural", "pictures", "real"]
+    with pytest.raises(SystemExit, match=r"^2$"):
+        budgets.main([*command, "--arms", "ours", "mixed"])
+    assert capsys.readouterr().err.endswith("has no arm mixed; it has ours, procedural, pictures, real\n")

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import model_validator
 
 from synthkd.pipelines.config.base import JobConfig
-from synthkd.pipelines.config.evaluate import ImageSet
+from synthkd.pipelines.config.evaluate import ImageSet, require_skipping, require_split
 from synthkd.settings import Delta, Listed, LoadedModel, PathText, Settings, Whole
 
 
@@ -42,7 +42,7 @@ class AuditConfig(JobConfig):
     delta: Delta = 1e-5
     """Delta of the estimated epsilon."""
     skip_bad: Whole = 0
-    """Largest number of unreadable files of a set that are skipped; the report has their number."""
+    """Largest number of unreadable files of a set at a path that are skipped; the report has their number."""
 
     @model_validator(mode="after")
     def _consistent(self) -> AuditConfig:
@@ -53,8 +53,7 @@ class AuditConfig(JobConfig):
                 raise ValueError(f"references.{who} are compared with a {who}: set {who}, or leave them out")
         if self.population is not None and not (self.references.teacher or self.references.student):
             raise ValueError("population is for RMIA, which needs references: set references, or leave population out")
-        for key in ("members", "nonmembers", "population"):
-            one = getattr(self, key)
-            if isinstance(one, ImageSet) and one.data is not None and one.split is None:
-                raise ValueError(f"{key}.split: say which part of the dataset it is: train, holdout or test")
+        require_split(self, "members", "nonmembers", "population")
+        sets = {key: getattr(self, key) for key in ("members", "nonmembers", "population", "generated")}
+        require_skipping(self.skip_bad, sets)
         return self

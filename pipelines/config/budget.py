@@ -92,9 +92,11 @@ class BudgetedConfig(TrainingConfig):
         if self.seeds is not None and (self.more is not None or self.extended):
             raise ValueError("seeds: what several seeds came to is not extended; take a longer budget, or more steps")
         if self.planned is not None and self.planned.budget != self.budget:
+            # The plan alone tells by what the phases were scaled, and the horizon with them.
             raise ValueError(
                 f"planned: it is the plan of budget={self.planned.budget}, and budget is {self.budget or 'not set'}; "
-                f"set planned=null {'for a plan of its own' if self.budget else 'to keep its phases'}"
+                f"set planned=null {'for a plan of its own' if self.budget else 'to keep its phases'}, and the horizon "
+                "of a diffusion generator, which is that of the recipe, to suit these phases"
             )
         return self
 

@@ -37,11 +37,14 @@ from synthkd.settings import (
     TrainedTeacher,
 )
 
+LEAST_CANARIES = 80
+"""Fewer show too little, whatever the pipeline leaks."""
+
 
 class AuditSettings(Settings):
     """The attack on a pipeline, which is run again with canaries among the private images, and without them."""
 
-    canaries: Annotated[Images, Field(ge=80)] = 500
+    canaries: Annotated[Images, Field(ge=LEAST_CANARIES)] = 500
     """Images that are included or left out at random, half of them with a wrong label; at most half of the private
     images."""
     references: Annotated[int, Field(ge=1, le=4)] = 2

@@ -106,8 +106,8 @@ class Distillation(Settings):
         return sources_of(self.transfer_set)
 
     def key_of(self, source: AnySet) -> str:
-        """The key of one of the sources: `transfer_set`, or `transfer_set.N` of several."""
-        return "transfer_set" if len(self.sources) == 1 else f"transfer_set.{self.sources.index(source)}"
+        """The key of one of the sources: `transfer_set`, or `transfer_set.N` of a list."""
+        return f"transfer_set.{self.sources.index(source)}" if isinstance(self.transfer_set, tuple) else "transfer_set"
 
     @property
     def generated(self) -> GeneratedSet | None:
@@ -319,13 +319,14 @@ class DistillConfig(Distillation, Judged, BudgetedConfig):
         generated, real = self.generated, self.real
         if generated is None or not generated.learns_from_data:
             return
-        kind, arrives = generated.generator.kind, real is not None and isinstance(real.data, StreamData)
+        kind, key = generated.generator.kind, self.key_of(generated)
+        arrives = real is not None and isinstance(real.data, StreamData)
         if real is not None and isinstance(real.data, UnlabelledData):
             raise ValueError(f"transfer_set: {kind} learns from labelled images: leave the unlabelled ones out")
         if generated.data is not None and real is not None and not arrives:
             raise ValueError(f"transfer_set: {kind} learns from the images of kind real: leave its own data out")
         if generated.data is None and real is None:
-            raise ValueError(f"transfer_set.generator.kind: {kind} learns from real images: set transfer_set.data")
+            raise ValueError(f"{key}.generator.kind: {kind} learns from real images: set {key}.data")
         if generated.data is None and arrives:
             raise ValueError(
                 f"transfer_set: {kind} learns from a fixed dataset, not from a stream: set data of kind generated"

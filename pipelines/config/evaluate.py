@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from synthkd.pipelines.config.base import JobConfig
-from synthkd.settings import MOST_ITEMS, DataSettings, ExtractorSettings, Images, LoadedModel, PathText, Settings, Whole
+from synthkd.settings import (
+    MOST_ITEMS,
+    DataSettings,
+    ExtractorSettings,
+    FolderData,
+    Images,
+    LoadedModel,
+    PathText,
+    Settings,
+    Whole,
+)
+from synthkd.settings.data import require_whole
 
 
 class ImageSet(Settings):
@@ -28,7 +40,44 @@ class ImageSet(Settings):
     def _one(self) -> ImageSet:
         if (self.path is None) == (self.data is None):
             raise ValueError("give a path or a dataset (data), one of the two")
+        if self.data is not None and self.split in (None, "test"):
+            require_whole(self.data)
         return self
+
+
+def require_split(config: JobConfig, *keys: str) -> None:
+    """Refuse a dataset without a split, which would be its test images, where only the user knows which part is meant.
+
+    Args:
+        config: of a job.
+        keys: of its sets.
+
+    Raises:
+        ValueError: no split, with the key.
+    """
+    for key in keys:
+        one = getattr(config, key)
+        if isinstance(one, ImageSet) and one.data is not None and one.split is None:
+            raise ValueError(f"{key}.split: say which part of the dataset it is: train, holdout or test")
+
+
+def require_skipping(skip_bad: int, sets: Mapping[str, str | ImageSet | None]) -> None:
+    """Refuse a limit of unreadable files for a dataset of kind folder, which has a key of its own for them.
+
+    Args:
+        skip_bad: the limit.
+        sets: by their keys.
+
+    Raises:
+        ValueError: the limit does not reach a set, with the key that does.
+    """
+    for key, one in sets.items():
+        data = one.data if isinstance(one, ImageSet) else None
+        if skip_bad and isinstance(data, FolderData) and not data.skip_bad:
+            raise ValueError(
+                f"skip_bad is for sets that are a path, and {key} is a dataset: set {key}.data.skip_bad=true, or give "
+                f"{key} as a path"
+            )
 
 
 class EvaluateConfig(JobConfig):
@@ -64,7 +113,7 @@ class EvaluateConfig(JobConfig):
     cas: bool = False
     """Also train a small classifier on each generated set and test it on real images (minutes each)."""
     skip_bad: Whole = 0
-    """Largest number of unreadable files of a set that are skipped; they are listed."""
+    """Largest number of unreadable files of a set at a path that are skipped; they are listed."""
     cache: PathText | None = "~/.cache/synthkd/features"
     """Folder that keeps features between evaluations; None: they are not kept."""
     save_features: PathText | None = None
@@ -79,6 +128,12 @@ class EvaluateConfig(JobConfig):
     be private."""
 
     @model_validator(mode="after")
+    def _skipping(self) -> EvaluateConfig:
+        sets = {key: getattr(self, key) for key in ("real", "data", "train", "holdout")}
+        require_skipping(self.skip_bad, sets | {f"generated.{i}": one for i, one in enumerate(self.generated)})
+        return self
+
+    @model_validator(mode="after")
     def _one_of_two(self) -> EvaluateConfig:
         """Either generated images are scored, or a network is measured."""
         if self.model is None:
@@ -86,6 +141,7 @@ class EvaluateConfig(JobConfig):
                 raise ValueError("model is missing: data and against are for a network; set model, or leave them out")
             if not self.generated or self.real is None:
                 raise ValueError("set generated and real, to score images; or model and data, to measure a network")
+            require_split(self, "train", "holdout")
             if self.save_generated is not None and len(self.generated) > 1:
                 raise ValueError("save_generated: one file has the features of one set; give one generated set")
             return self

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from synthkd.generators.settings import GeneratorSettings, InversionSettings, MerfSettings
+from synthkd.generators.settings import GeneratorSettings, InversionSettings
 from synthkd.pipelines.config.base import TrainingConfig, require_terms
 from synthkd.settings import (
     Batch,
@@ -77,8 +77,6 @@ class GenerateConfig(TrainingConfig):
                 "out and score the finished dataset by synthkd evaluate"
             )
         require_terms(self.generator, "rounds" if self.rounds else "")
-        if self.filters.copies is not None and isinstance(self.generator, MerfSettings):
-            raise ValueError("filters.copies compares with every private image without noise: leave it out")
         if self.filters.copies is not None and self.data is None:
             raise ValueError("filters.copies compares with real images: set data to those it must not copy")
         if isinstance(self.per_class, dict) and not any(self.per_class.values()):

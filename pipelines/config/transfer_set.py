@@ -69,6 +69,16 @@ class GeneratedSet(_Source):
         """Whether the recipe names no generator."""
         return self._by_teacher or isinstance(self.generator, ChosenByTeacher)
 
+    def generator_key(self, name: str, place: str) -> str:
+        """A key of the generator in words, for an error that advises it.
+
+        Args:
+            name: of the key.
+            place: key of the source, e.g. "transfer_set" or "transfer_set.0".
+        """
+        # Keys of a generator without its kind are those of another one, with other defaults.
+        return f"{place}.generator.{name}" + (f" (with {place}.generator.kind=auto)" if self.is_chosen else "")
+
     @property
     def needs(self) -> frozenset[TeacherAccess]:
         """What the generator needs, and the logits of its images."""

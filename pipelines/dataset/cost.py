@@ -11,18 +11,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from synthkd.data.written.filters import as_points, nearest_real
+from synthkd.data.written.filters import nearest_real
 from synthkd.data.written.unfinished import Part
 from synthkd.data.written.writers import Records, encoded
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.generators.build import build_generator
 from synthkd.generators.settings import GeneratorSettings, MerfSettings, PythonGenerator, access_of
 from synthkd.metrics.diversity import vendi_score
-from synthkd.metrics.features import build_extractor
 from synthkd.pipelines.dataset.plan import DatasetPlan
 from synthkd.pipelines.dataset.request import trained_as
 from synthkd.pipelines.dataset.sampling import CHUNK, ChunkSampler
-from synthkd.pipelines.dataset.statistics import COMPARED
+from synthkd.pipelines.dataset.statistics import COMPARED, teacher_features
 from synthkd.pipelines.run.answers import FEW, Answers
 from synthkd.pipelines.run.fit import in_part, round_of
 from synthkd.pipelines.run.memory import NOTHING, Memory, memory_of, round_need, taken_bytes, with_few_images
@@ -30,7 +29,7 @@ from synthkd.pipelines.run.timing import Work, decoding, saving
 from synthkd.pipelines.scores.running import RunningScores
 from synthkd.pipelines.student.teachers import teaching_works
 from synthkd.rng import Rows, stream
-from synthkd.settings import TeacherExtractor, TrainedTeacher
+from synthkd.settings import TrainedTeacher
 from synthkd.training.memory import Need, TensorBytes, need_of
 from synthkd.types import TrainableGenerator, balanced_labels, to_uint8
 
@@ -123,7 +122,6 @@ class _Works:
         count = plan.layout.count
         share = -(-count // CHUNK) / count / self.accelerator.num_processes
         real = plan.compared if isinstance(plan.compared, Tensor) else None
-        rows = None if real is None else as_points(real)
         size = getattr(plan.request.generator, "batch_size", CHUNK)
         sampler = ChunkSampler(plan.generator, self._frozen, config.difficulty, config.seed, plan.compared, size)
 
@@ -132,8 +130,8 @@ class _Works:
             labels = balanced_labels(CHUNK, number * CHUNK, plan.teacher.spec.classes)
             part = sampler.chunk(number, labels)
             self._made.append(part)
-            if rows is not None:
-                nearest_real(part.images, rows)
+            if real is not None:
+                nearest_real(part.images, real)
 
         def few(where: float) -> None:
             self._frozen.logits(self._sample(where))
@@ -147,15 +145,18 @@ class _Works:
         """The files, and the statistics of the description."""
         plan, count = self.plan, self.plan.layout.count
         compared = min(COMPARED, count)
-        extractor = build_extractor(TeacherExtractor(kind="teacher"), self.accelerator.device, plan.teacher)
-        width = extractor(torch.zeros(2, *plan.teacher.spec.shape, dtype=torch.uint8)).features.shape[1]
-        features = torch.rand(compared, width, generator=stream(0, "timing"))
+        blank = torch.zeros(2, *plan.teacher.spec.shape, dtype=torch.uint8)
+        of_blank = teacher_features(plan.teacher, self.accelerator.device, blank)
 
         def write(_: float) -> None:
             encoded(Records.of(self._part, torch.ones(CHUNK, dtype=torch.bool)), plan.layout)
 
+        works = [Work("writing", 1, write, count / CHUNK, listed=False)]
+        if of_blank is None:
+            return works
+        features = torch.rand(compared, of_blank.shape[1], generator=stream(0, "timing"))
         return [
-            Work("writing", 1, write, count / CHUNK, listed=False),
+            *works,
             Work("statistics", 1, lambda _: self._answers(FEW, gradient=False), compared / FEW, listed=False),
             Work("statistics", 1, lambda _: vendi_score(features), listed=False),
         ]

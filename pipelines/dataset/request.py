@@ -20,6 +20,7 @@ from synthkd.generators.settings import (
     FROM_REAL,
     GeneratorSettings,
     InversionSettings,
+    MerfSettings,
     PipelineSettings,
     PixelSettings,
     ProceduralSettings,
@@ -55,7 +56,8 @@ def read_request(config: GenerateConfig) -> Request:
     """Resolve the generator and the teacher of a configuration, and read its real data.
 
     Raises:
-        ConfigError: rounds that do not fit the generator, data that nothing uses, or a run that names no teacher.
+        ConfigError: rounds or filters that do not fit the generator, data that nothing uses, or a run that names no
+            teacher.
         DataError: real data that cannot be read.
         ModelError: a saved generator that cannot be read.
     """
@@ -65,6 +67,8 @@ def read_request(config: GenerateConfig) -> Request:
         raise ConfigError(
             f"generator.kind: {made_by.kind} images are made for no class, and per_class asks for classes; take pixels"
         )
+    if config.filters.copies is not None and isinstance(made_by, MerfSettings):
+        raise ConfigError("filters.copies compares with every private image without noise: leave it out")
     learns = isinstance(generator, (InversionSettings, BatchwiseSettings, *FROM_REAL))
     if learns and not config.rounds:
         raise ConfigError(

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from synthkd.data.read.on_disk import Pixels
-from synthkd.data.written.filters import Sieve, as_points, nearest_real
+from synthkd.data.written.filters import Sieve, nearest_real
 from synthkd.data.written.unfinished import Part, PartStore
 from synthkd.data.written.writers import Records
 from synthkd.distillation.teachers import FrozenTeacher
@@ -64,7 +64,7 @@ class ChunkSampler:
         filling = balanced_labels(CHUNK - len(labels), first + len(labels), self.teacher.spec.classes)
         whole = torch.cat([labels, filling])
         images = to_uint8(self.generator.sample(whole, self.difficulty, Rows(self.seed, "generate", first))).cpu()
-        device = next(self.teacher.model.parameters()).device
+        device = self.teacher.model.normalize.mean.device  # a network may have no parameters
         # of the image as it is stored
         logits = in_chunks(self.teacher.logits, self.batch_size, to_float(images).to(device)).cpu()
         return Part(first, images[: len(labels)], labels, logits[: len(labels)].contiguous())
@@ -111,7 +111,6 @@ class Sampling:
         self._names = class_names
         self._chunks = -(-commit // CHUNK)
         self._accelerator = accelerator
-        self._real = as_points(sampler.real) if isinstance(sampler.real, Tensor) else sampler.real
         self._stays: dict[int, Tensor] = {}  # first number of a part -> which of its images stay
         self._spans: list[tuple[int, int]] = []
         self.made = 0
@@ -189,7 +188,8 @@ class Sampling:
         images, labels, logits = (
             torch.cat([getattr(chunk, name) for chunk in chunks]) for name in ("images", "labels", "logits")
         )
-        distance = None if self._real is None else nearest_real(images, self._real)
+        real = self._sampler.real
+        distance = None if real is None else nearest_real(images, real)
         self._store.write(Part(chunks[0].first, images, labels, logits, distance))
         self.made += len(labels)
         return len(labels)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from synthkd.data.written.writers import Records
+from synthkd.errors import ModelError
 from synthkd.metrics.diversity import vendi_score
 from synthkd.metrics.features import build_extractor
 from synthkd.metrics.utility import proportion
@@ -19,6 +20,20 @@ from synthkd.settings import TeacherExtractor
 
 COMPARED = 2000
 """Most images whose variety is measured; they are those with the lowest numbers."""
+
+
+def teacher_features(teacher: Classifier, device: torch.device, images: Tensor) -> Tensor | None:
+    """The teacher's penultimate features float32 `[N, D]`; None without a last layer that is found and runs.
+
+    Args:
+        teacher, device: the network, and where it runs.
+        images: uint8 `[N, C, H, W]`.
+    """
+    try:
+        extract = build_extractor(TeacherExtractor(kind="teacher"), device, teacher)
+        return torch.cat([extract(block).features for block in images.split(128)])
+    except ModelError:
+        return None
 
 
 class DatasetStatistics:
@@ -32,7 +47,7 @@ class DatasetStatistics:
 
     def __init__(self, teacher: Classifier, device: torch.device, counts: Sequence[int]) -> None:
         spec, classes = teacher.spec, teacher.spec.classes
-        self._extract = build_extractor(TeacherExtractor(kind="teacher"), device, teacher)
+        self._teacher, self._device = teacher, device
         self._images = torch.zeros(classes, dtype=torch.int64)
         self._agreeing = torch.zeros(classes, dtype=torch.int64)
         self._confidence = 0.0
@@ -70,16 +85,17 @@ class DatasetStatistics:
         share = proportion(int(self._agreeing.sum()), total)
         per_class = zip(self._agreeing.tolist(), self._images.tolist(), strict=True)
         compared = torch.cat(self._first)
-        features = torch.cat([self._extract(images).features for images in compared.split(128)])
+        features = teacher_features(self._teacher, self._device, compared)
         # The Vendi score compares directions, which a feature vector of zeros has not.
-        usable = len(features) > 1 and bool((features.square().sum(1) > 0).all())
+        if features is not None and (len(features) < 2 or not bool((features.square().sum(1) > 0).all())):
+            features = None
         return DatasetScores(
             agreement=round(share.value, 4),
             agreement_interval=(round(share.low, 4), round(share.high, 4)),
             agreement_per_class=tuple(round(hits / count, 4) if count else None for hits, count in per_class),
             confidence=round(self._confidence / total, 4),
-            vendi=round(vendi_score(features), 2) if usable else None,
-            vendi_n=len(features),
+            vendi=None if features is None else round(vendi_score(features), 2),
+            vendi_n=len(compared),
             exact_duplicates=self._repeated,
             tried=tried,
             rejected=rejected,

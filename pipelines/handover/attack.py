@@ -19,6 +19,7 @@ from synthkd.data.read.splits import RealData, Splits
 from synthkd.errors import ConfigError
 from synthkd.models import Classifier, load
 from synthkd.pipelines.config import CompressConfig
+from synthkd.pipelines.config.compress import LEAST_CANARIES
 from synthkd.pipelines.handover.flow import FlowResult, run_flow
 from synthkd.pipelines.run.result import Result
 from synthkd.pipelines.run.shared_work import alone, on_main, shares
@@ -97,9 +98,10 @@ def require_enough(config: CompressConfig, private: Splits) -> None:
         return
     assert isinstance(teacher, TrainedTeacher)
     if settings.canaries > count // 2:
+        few = max(LEAST_CANARIES, count // 20 * 2)
+        remedy = f"take {few}" if few <= count // 2 else f"an audit needs {2 * LEAST_CANARIES}: leave audit out"
         raise ConfigError(
-            f"audit.canaries: {settings.canaries} are more than half of the {count:,} private images; take "
-            f"{count // 20 * 2} or fewer"
+            f"audit.canaries: {settings.canaries} are more than half of the {count:,} private images; {remedy}"
         )
     half, guesses = settings.canaries // 2, settings.guesses
     if guesses is not None and (guesses % 2 or guesses > half):
@@ -131,9 +133,10 @@ def draw_canaries(config: CompressConfig, private: Splits) -> DrawnCanaries:
     # Of a canary with a copy in another role, a model may know more or less than the coin says.
     once = audit.rows_without_copy(train.images, [] if population is None else [population.images])
     if len(once) < settings.canaries:
+        remedy = "leave audit out" if len(once) < LEAST_CANARIES else f"ask for {len(once)} or fewer"
         raise ConfigError(
             f"audit.canaries: {settings.canaries} are drawn among the private images that no other image equals, which "
-            f"are {len(once):,} of {len(train):,}; take fewer, or remove the copies"
+            f"are {len(once):,} of {len(train):,}; take out the copies, or {remedy}"
         )
     seed = derive(config.seed, "audit")
     canaries = choose(train.labels, train.spec.classes, settings.canaries, seed)

@@ -44,7 +44,8 @@ def with_extensions(config: DistillConfig, *, dry_run: bool) -> DistillConfig:
 
     Raises:
         ConfigError: `more` without a finished run, or `extended` that is not the record of the run.
-        CheckpointError: the run has no state to go on from, or see `run_directory` and `read_result`.
+        CheckpointError: the run has no state to go on from, or see `earlier_results`, `run_directory` and
+            `read_result`.
     """
     directory = None if config.out is None else Path(config.out)
     saved = None if directory is None else _saved(directory, config)
@@ -121,6 +122,8 @@ def _extended(config: DistillConfig, directory: Path, more: int | str | None) ->
     has_begun = finished != len(config.extended) and bool(config.extended)
     resumes = f"finish it first: synthkd distill {directory}"
     before = config.model_copy(update={"extended": config.extended[:-1]}) if has_begun else config
+    if has_begun or more is not None:  # the new result shows the earlier ones: better refused before any step
+        earlier_results(config, directory)
     steps = _steps_in(seconds_of(more), before, directory) if isinstance(more, str) else more
     if steps is None or (has_begun and config.extended[-1] == steps):
         return config

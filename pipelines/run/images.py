@@ -100,7 +100,11 @@ def _fitted(
         notes.append(f"{key}: grey images of {data.name} taken in {spec.channels} channels")
         data = replace(data, images=images, spec=replace(data.spec, channels=spec.channels))
     if data.spec.shape != spec.shape or (data.spec.classes < spec.classes and not lacks_classes):
-        remedy = "" if data.spec.channels == spec.channels else f"; set {key}.channels to {spec.channels}"
+        remedy = ""
+        if spec.channels not in (1, 3):
+            remedy = "; images as data have 1 or 3 channels, so take another teacher"
+        elif data.spec.channels != spec.channels:
+            remedy = f"; set {key}.channels to {spec.channels}"
         raise ConfigError(
             f"{key}: {data.name} has {data.spec}, the teacher takes {spec}; they must be the same{remedy}"
         )
@@ -110,6 +114,8 @@ def _fitted(
     where = f"{key} ({data.name})"
     aligned = align_labels(data.labels, data.class_names, targets, where, "the teacher", unnamed=not class_names)
     notes += [aligned.note] if aligned.note else []
+    if not class_names and not aligned.note and data.spec.classes < spec.classes:
+        notes.append(f"{where}: classes taken by number, of which the teacher's first is 0, since it names none")
     return replace(data, labels=aligned.labels, spec=spec, class_names=class_names or aligned.class_names), notes
 
 

@@ -25,7 +25,7 @@ from synthkd.reports.results import KINDS, JobResult, ModelDescription, write_re
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.training.loop import Loop, Progress, Stage
 from synthkd.training.monitor import Monitor
-from synthkd.types import Stateful
+from synthkd.types import Stateful, earlier_bytes
 
 LATENCY_SECONDS = 3.0
 """Time for the latency of a network; a fast one needs less."""
@@ -149,7 +149,8 @@ def training_bytes(count: int) -> int:
 def generator_bytes(generator: Stateful) -> int:
     """Upper bound for the bytes of a generator's checkpoint.
 
-    It is three times the state before training, for that state has no moments of an optimiser yet.
+    It is three times the state before training, for that state has no moments of an optimiser yet, and the images of
+    earlier rounds that are to come.
     """
 
     def size(state: object) -> int:
@@ -158,7 +159,7 @@ def generator_bytes(generator: Stateful) -> int:
         items = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
         return sum(map(size, items))
 
-    return 3 * size(generator.state_dict())
+    return 3 * size(generator.state_dict()) + earlier_bytes(generator)
 
 
 def disk_line(config: TrainingConfig, checkpoint: int, shared: int = 0, other: int = 0) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from synthkd.data.read.sample_set import Samples
 from synthkd.data.read.splits import RealData, Splits
-from synthkd.errors import DataError
+from synthkd.errors import ConfigError, DataError, ModelError, TrainingError
 from synthkd.metrics.score import Score
 from synthkd.metrics.utility import Proportion, proportion
 from synthkd.pipelines.config import EvaluateConfig, TeachConfig
@@ -42,6 +42,8 @@ RECIPE = {
 }
 """The fixed classifier: about 26,000 parameters, trained on 128,000 images with repetitions. Scores of two evaluations
 can be compared only where it is the same, so it is no setting."""
+UNMEASURED = (ConfigError, DataError, ModelError, TrainingError)
+"""Errors of images that the classifier cannot be trained on. They cost this score alone, not the finished others."""
 
 
 def classification_accuracy_scores(
@@ -64,7 +66,7 @@ def classification_accuracy_scores(
         train, test = order[:half], order[half:]
         exam = _Exam(config, classes, images[test], labels[test])
         bound = exam.accuracy(directory / f"real-{real.digest[:8]}", images[train], labels[train])
-    except DataError as error:
+    except UNMEASURED as error:
         return [_missing(one, str(error)) for one in generated]
     note = f"{bound.value:.3f} [{bound.low:.3f}, {bound.high:.3f}] when trained on {half:,} real images"
     scores = []
@@ -72,11 +74,12 @@ def classification_accuracy_scores(
         try:
             own_images, own_labels = _labelled(one)
             if own_images.shape[1:] != images.shape[1:]:
-                raise DataError("its image size is not that of the real set")
+                ours, theirs = ("x".join(map(str, shape[1:])) for shape in (own_images.shape, images.shape))
+                raise DataError(f"its images are {ours}, the real ones {theirs} (channels x height x width)")
             # The digests in its name keep this run from being resumed by an evaluation of other images.
             run = directory / f"generated.{number}-{real.digest[:8]}-{one.digest[:8]}"
             accuracy = exam.accuracy(run, own_images, own_labels)
-        except DataError as error:
+        except UNMEASURED as error:
             scores.append(_missing(one, str(error)))
             continue
         interval = (accuracy.low, accuracy.high)
@@ -93,12 +96,15 @@ def classifier_works(config: EvaluateConfig, real: Samples, count: int) -> list[
         count: of the classifiers.
     """
     try:
-        images, labels = _labelled(real)
-    except DataError:  # each score will say why it is missing
+        return _works(config, *_labelled(real), count)
+    except UNMEASURED:  # each score will say why it is missing
         return []
+
+
+def _works(config: EvaluateConfig, images: Tensor, labels: Tensor, count: int) -> list[Work]:
     classes = int(labels.max()) + 1
     spec = ImageSpec(images.shape[1], images.shape[2], images.shape[3], classes)
-    train = RealData(images, labels, spec, tuple(map(str, range(classes))), real.name)
+    train = RealData(images, labels, spec, tuple(map(str, range(classes))), "real")
     half = replace(train, images=images[len(labels) // 2 :], labels=labels[len(labels) // 2 :])
     shared = {"seed": config.seed, "device": config.device, "threads": config.threads}
     # The dataset is not read; these images are in its place.
@@ -147,6 +153,7 @@ class _Exam:
 
         Raises:
             DataError: labels of other classes, or fewer than two classes to train on.
+            ConfigError, ModelError, TrainingError: as `teach`, e.g. for images that are too small for the classifier.
         """
         trained = self.classes[torch.isin(self.classes, labels)]
         if not torch.isin(labels, self.classes).all():
@@ -168,9 +175,11 @@ class _Exam:
         write_atomically(file, buffer.getvalue())
         shared = {"seed": self.config.seed, "device": self.config.device, "threads": self.config.threads}
         source = {**RECIPE, **shared, "name": "cas", "data": {"kind": "npz", "path": str(file), "holdout": 0.0}}
-        result = teach(load_config(TeachConfig, source, [f"out={run}"]))
+        try:
+            result = teach(load_config(TeachConfig, source, [f"out={run}"]))
+        finally:
+            file.unlink()  # as large as the images, and can be made again from them
         assert isinstance(result, Result)
-        file.unlink()  # as large as the images, and can be made again from them
         taught = result.content.teacher
         assert taught is not None
         assert taught.accuracy is not None

@@ -16,6 +16,7 @@ from synthkd.metrics.feature_cache import cached_file
 from synthkd.metrics.features import FeatureExtractor, Features
 from synthkd.metrics.named_scores import SuiteOptions
 from synthkd.metrics.score import ScoredSet
+from synthkd.metrics.suite import FEWEST
 from synthkd.pipelines.config import EvaluateConfig
 from synthkd.pipelines.run.answers import FEW, MANY
 from synthkd.pipelines.run.memory import Memory, memory_of, taken_bytes
@@ -79,19 +80,23 @@ def _passes(extractor: FeatureExtractor, samples: Samples, count: int) -> Work:
 
 
 def _scores(config: EvaluateConfig, sets: Mapping[str, OpenedSet], networks: Networks) -> Iterator[Work]:
-    """The scores of each generated set, in two parts that grow differently with the images, on random features."""
+    """The scores of each generated set, in parts that grow differently with the images, on random features."""
     options = SuiteOptions(config.k, config.subsets, config.subset_size, config.splits, config.seed)
     real, width = sets["real"], _width(networks)
-    copies = "train" in sets or "holdout" in sets
     for key in generated_keys(config):
-        if not sets[key].kept or not real.kept:  # moments give one score, at once
+        if min(sets[key].kept, real.kept) < FEWEST:  # moments give one score, at once
             continue
         counts = [sets[key].kept, real.kept]
         ours, theirs = (_random_set(min(count, SAMPLED), width, side) for side, count in enumerate(counts))
         pairs = (sum(counts) / (len(ours) + len(theirs))) ** 2
         growth = _growth(sum(counts) / 2, (len(ours) + len(theirs)) / 2, width)
         yield Work("scores", 1, functools.partial(_with_covariances, ours, theirs, options), growth, listed=False)
-        yield Work("scores", 1, functools.partial(_of_pairs, ours, theirs, options, copies), pairs, listed=False)
+        yield Work("scores", 1, functools.partial(_of_pairs, ours, theirs, options), pairs, listed=False)
+        if "train" in sets and "holdout" in sets:
+            counts = [sets[name].kept for name in (key, "train", "holdout")]
+            ours, train, holdout = (_random_set(min(count, SAMPLED), width, side) for side, count in enumerate(counts))
+            growth = _distances(*counts) / _distances(len(ours), len(train), len(holdout))
+            yield Work("scores", 1, functools.partial(_of_copies, ours, train, holdout, options), growth, listed=False)
 
 
 def _width(networks: Networks) -> int:
@@ -119,12 +124,20 @@ def _with_covariances(ours: ScoredSet, theirs: ScoredSet, options: SuiteOptions,
     named_scores.vendi(ours, theirs, options)
 
 
-def _of_pairs(ours: ScoredSet, theirs: ScoredSet, options: SuiteOptions, copies: bool, _: float) -> None:
+def _distances(generated: int, train: int, holdout: int) -> int:
+    """Number of distances that the scores of copies need of so many images, at most."""
+    searched = generated + holdout
+    return train * (searched + min(searched, train)) + 2 * generated * min(train, holdout)
+
+
+def _of_pairs(ours: ScoredSet, theirs: ScoredSet, options: SuiteOptions, _: float) -> None:
     """The scores that compare every image with every other."""
     named_scores.kernel_distance(ours, theirs, options)
     list(named_scores.precision_and_recall(ours, theirs, options))
-    if copies:
-        list(named_scores.copies(ours, theirs, theirs, options))
+
+
+def _of_copies(ours: ScoredSet, train: ScoredSet, holdout: ScoredSet, options: SuiteOptions, _: float) -> None:
+    list(named_scores.copies(ours, train, holdout, options))
 
 
 def _classifiers(config: EvaluateConfig, sets: Mapping[str, OpenedSet]) -> list[Work]:

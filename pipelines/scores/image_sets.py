@@ -17,7 +17,8 @@ from synthkd.errors import ConfigError, DataError
 from synthkd.metrics.feature_cache import FEATURES, SavedSet, cached_extract, load_set
 from synthkd.metrics.features import FeatureExtractor, Features, build_extractor, extract
 from synthkd.metrics.score import ScoredSet
-from synthkd.models import Classifier, load_model
+from synthkd.metrics.suite import FEWEST
+from synthkd.models import Classifier, load_model, probe
 from synthkd.pipelines.config import AuditConfig, EvaluateConfig, ImageSet
 from synthkd.reports.results import SetResult
 from synthkd.settings import (
@@ -94,8 +95,15 @@ class OpenedSet:
 
 
 def build_networks(config: EvaluateConfig, device: torch.device) -> Networks:
-    """The feature network and the teacher; without `features` in the configuration they are one network."""
+    """The feature network and the teacher; without `features` in the configuration they are one network.
+
+    Raises:
+        ConfigError, MissingExtraError: as `load_model` and `build_extractor`.
+        ModelError: as these, or a teacher that `probe` refuses.
+    """
     teacher: Classifier | None = None if config.teacher is None else load_model(config.teacher)
+    if teacher is not None:
+        probe(teacher)
     classes: tuple[str, ...] = ()
     unnamed = teacher is not None and not teacher.class_names
     if teacher is not None:
@@ -151,7 +159,7 @@ def _opened_features(path: str, saved: SavedSet) -> OpenedSet:
     else:
         count = saved.whole.moments.n
         rest = f"features of a uniform sample of {rows:,}: FD is of all, the other scores are of the sample"
-        rest = "features of all" if rows == count else rest if rows else "no features: FD is the only score"
+        rest = "features of all" if rows == count else rest if rows >= FEWEST else "too few features for a score but FD"
         note = f"moments of {count:,} images{of}, and {rest}"
     return OpenedSet(path, count, saved.content, saved.labels, saved.class_names, (note,), saved=saved)
 
@@ -168,8 +176,8 @@ def open_images(configured: str | ImageSet, config: EvaluateConfig | AuditConfig
     """
     image_set = ImageSet(path=configured) if isinstance(configured, str) else configured
     if image_set.data is not None:
-        others = [getattr(config, key, None) for key in ("train", "holdout")]
-        training = [one.data for one in others if isinstance(one, ImageSet) and one.data is not None]
+        train = config.train if isinstance(config, EvaluateConfig) else None
+        training = [train.data] if isinstance(train, ImageSet) and train.data is not None else []
         return open_dataset(image_set.data, image_set.split, image_set.channels, training)
     assert image_set.path is not None
     return open_samples(

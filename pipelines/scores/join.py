@@ -8,6 +8,7 @@ from pathlib import Path
 from synthkd.errors import ConfigError, DataError
 from synthkd.metrics.feature_cache import FEATURES, SavedSet, load_set, require_replaceable, save_set
 from synthkd.metrics.joining import KEEP, joined
+from synthkd.metrics.suite import FEWEST
 
 
 def statistics(files: Sequence[str], out: str, keep: int = KEEP) -> str:
@@ -22,7 +23,7 @@ def statistics(files: Sequence[str], out: str, keep: int = KEEP) -> str:
         What the file has and which scores it gives, in lines.
 
     Raises:
-        ConfigError: a file that must not be replaced, or a negative `keep`.
+        ConfigError: a name that is none of a file, a file that must not be replaced, or a negative `keep`.
         DataError: a file that cannot be read, or does not fit those before it.
     """
     path = _path(out)
@@ -46,6 +47,8 @@ def statistics(files: Sequence[str], out: str, keep: int = KEEP) -> str:
 
 def _path(name: str) -> Path:
     path = Path(name).expanduser()
+    if not path.name:
+        raise ConfigError(f"{name!r} names no file; give a {FEATURES} file")
     return path if path.suffix == FEATURES or path.is_file() else path.with_name(path.name + FEATURES)
 
 
@@ -56,7 +59,7 @@ def _lines(path: Path, whole: SavedSet, files: int) -> Iterator[str]:
     yield f"{path}: {n:,} images of {of}, features of {features.extractor} (resize {features.resize})"
     if rows == n:
         yield "it has the features of all images, so every score is exact"
-    elif rows:
+    elif rows >= FEWEST:
         yield f"FD is exact; the other scores are of a uniform sample of {rows:,} images, with the error of so many"
     else:
-        yield "FD is exact; it gives no other score, since these need features: join with --keep"
+        yield f"FD is exact; it gives no other score, since these need features of {FEWEST} images: join with --keep"

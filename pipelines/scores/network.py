@@ -158,9 +158,10 @@ def network_inputs(config: EvaluateConfig, device: torch.device) -> NetworkInput
     assert config.data is not None
     model = open_network("model", config.model, device)
     other = None if config.against is None else open_network("against", config.against, device)
-    if other is not None and (other.spec, other.class_names) != (model.spec, model.class_names):
-        what = f"takes {other.spec}" if other.spec != model.spec else "names other classes"
-        raise ConfigError(f"against: {other.about.name} {what}, unlike the model ({model.spec}); they must be the same")
+    notes = []
+    if other is not None and _numbered(model, other):
+        notes.append("classes taken by number, since only one of the model and against names them")
+    named = model if other is None or other.unnamed else other  # names tell more than numbers
     network = config.model if isinstance(config.model, LoadedModel) else LoadedModel(kind="load", model=config.model)
     images = _images(config.data, model.spec, [*taught_on([network])])
     used = sorted(images.labels)
@@ -170,13 +171,26 @@ def network_inputs(config: EvaluateConfig, device: torch.device) -> NetworkInput
                 f"data ({images.top}): its images carry no labels, so they need a network to compare with: "
                 "set against, or give labels"
             )
-        return NetworkInputs(model, other, images, {}, ())
+        return NetworkInputs(model, other, images, {}, tuple(notes))
     where = f"data ({images.top})"
     aligned = align_labels(
-        torch.tensor(used), images.class_names, model.class_names, where, "the model", unnamed=model.unnamed
+        torch.tensor(used), images.class_names, named.class_names, where, "the model", unnamed=named.unnamed
     )
-    notes = (aligned.note,) if aligned.note else ()
-    return NetworkInputs(model, other, images, dict(zip(used, aligned.labels.tolist(), strict=True)), notes)
+    notes += [aligned.note] if aligned.note else []
+    return NetworkInputs(model, other, images, dict(zip(used, aligned.labels.tolist(), strict=True)), tuple(notes))
+
+
+def _numbered(model: Network, other: Network) -> bool:
+    """Whether the classes of one network are numbers, and those of the other have names.
+
+    Raises:
+        ConfigError: they take other images, or name other classes.
+    """
+    alike = other.class_names == model.class_names
+    if other.spec == model.spec and (alike or model.unnamed or other.unnamed):
+        return not alike
+    what = f"takes {other.spec}" if other.spec != model.spec else "names other classes"
+    raise ConfigError(f"against: {other.about.name} {what}, unlike the model ({model.spec}); they must be the same")
 
 
 def _images(

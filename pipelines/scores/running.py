@@ -17,7 +17,7 @@ from synthkd.generators.settings import GeneratorSettings, MerfSettings
 from synthkd.metrics.features import FeatureExtractor, Features, build_extractor, extract
 from synthkd.metrics.named_scores import SuiteOptions
 from synthkd.metrics.score import ScoredSet
-from synthkd.metrics.suite import quick_scores
+from synthkd.metrics.suite import FEWEST, quick_scores
 from synthkd.models import Classifier
 from synthkd.passes import observe_in_chunks
 from synthkd.pipelines.run.images import fitted
@@ -63,8 +63,9 @@ class RunningScores:
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor | float]:
         """The scores of generated images by logged name, and the seconds that they took.
 
-        Without real images they are the Inception score, the label fidelity, the distance of BatchNorm means from the
-        teacher's stored ones (in stored standard deviations) and the largest mean cosine between images of a class.
+        Without real images, or of fewer than four images, they are the Inception score, the label fidelity, the
+        distance of BatchNorm means from the teacher's stored ones (in stored standard deviations) and the largest mean
+        cosine between images of a class.
 
         Args:
             images: float32 `[N, C, H, W]` in [0, 1].
@@ -72,7 +73,7 @@ class RunningScores:
         """
         started = time.perf_counter()
         generated = _scored("generated", to_uint8(images), labels, self.extractor, self.teacher, self.batch_size)
-        scores = quick_scores(generated, self.real, OPTIONS)
+        scores = quick_scores(generated, self.real if len(generated) >= FEWEST else None, OPTIONS)
         values: dict[str, Tensor | float] = {
             PREFIX + score.name.replace(" ", "_"): score.value for score in scores if score.value is not None
         }
@@ -137,7 +138,7 @@ def build_scores(
 
     Raises:
         SynthkdError: a feature network or real images that cannot be loaded, or images of another size than the
-            teacher's, or with other classes.
+            teacher's, or with other classes, or fewer than four.
     """
     of_teacher = build_extractor(TeacherExtractor(kind="teacher"), device, teacher)
     extractor = of_teacher if settings.features is None else build_extractor(settings.features, device, teacher)
@@ -162,15 +163,22 @@ def _reference(
     teacher: Classifier,
     training: Sequence[DataSettings | UnlabelledData],
 ) -> RealData | None:
-    """The public test images of the settings, else the held-out images of the run, else its training images."""
+    """The public test images of the settings, else the held-out images of the run, else its training images.
+
+    None: the run has too few real images for any score.
+    """
     if settings.real is not None:
         test = load_test(settings.real, training)
-        if not len(test):
-            raise ConfigError(f"score.real: {test.name} has no test images; leave score.real.test out for all images")
+        if len(test) < FEWEST:
+            raise ConfigError(
+                f"score.real: {test.name} has {len(test) or 'no'} test images; leave score.real.test out for all "
+                f"images, or name a set of at least {FEWEST}"
+            )
         return fitted("score.real", test, teacher.spec, teacher.class_names, lacks_classes=True)
     if splits is None:
         return None
-    return splits.holdout if len(splits.holdout) >= teacher.spec.classes else splits.train
+    part = splits.holdout if len(splits.holdout) >= max(FEWEST, teacher.spec.classes) else splits.train
+    return part if len(part) >= FEWEST else None
 
 
 def _scored(

@@ -84,6 +84,7 @@ class Assembly:
         warnings: what is odd about the teachers, a line each.
         trial: takes steps on noise with these parts.
         given: the student that was given in memory, as it was; None if the configuration names one.
+        class_names: of the subject; if it has none, those of the images that are learned from, in its order.
     """
 
     config: DistillConfig
@@ -101,6 +102,7 @@ class Assembly:
     warnings: tuple[str, ...]
     trial: Trial
     given: Classifier | None
+    class_names: tuple[str, ...]
 
     def fitted_test(self, test: RealData | None) -> RealData | None:
         """The test images with labels as numbers of the teacher's classes.
@@ -108,8 +110,7 @@ class Assembly:
         Raises:
             DataError: they are of another size, or of classes that the teacher does not have.
         """
-        subject = self.subject
-        return None if test is None else fitted("test", test, subject.spec, subject.class_names, lacks_classes=True)
+        return None if test is None else fitted("test", test, self.subject.spec, self.class_names, lacks_classes=True)
 
     @property
     def learner(self) -> Learner:
@@ -200,7 +201,11 @@ def assemble(
     scores = _scores(config, images, teacher, accelerator, batch)
     contract = contracts[0] if contracts else None
     parts = contract, team, students, transfer_set, step, evaluation, start, scores, batch, warnings, trial, student
-    return Assembly(config, why_this_generator + why_no_hints, subject, *parts)
+    return Assembly(config, why_this_generator + why_no_hints, subject, *parts, _class_names(subject, images))
+
+
+def _class_names(subject: Subject, images: Images) -> tuple[str, ...]:
+    return subject.class_names if images.splits is None else images.splits.train.class_names
 
 
 def _generator(

@@ -55,7 +55,9 @@ def with_generator(config: DistillConfig, teacher: Classifier | None) -> tuple[D
     generator = generated.generator
     if isinstance(generator, ChosenByTeacher):
         suiting, words = _suiting(teacher, config.mix)
-        source, why = generated.choose(_with_keys(suiting, generator.model_extra or {})), (f"generator: {words}",)
+        place = f"{config.key_of(generated)}.generator"
+        source = generated.choose(_with_keys(suiting, generator.model_extra or {}, place))
+        why = (f"generator: {words}",)
     elif isinstance(generator, DiffusionSettings) and config.planned is not None:
         changed = _in_plan(generator, config.phases, config.planned.phases)
         source = generated.model_copy(update={"generator": changed})
@@ -124,13 +126,13 @@ def _in_plan(
     return generator.model_copy(update={"horizon": min(MOST, max(1, horizon))})
 
 
-def _with_keys(generator: GeneratorSettings, keys: Mapping[str, object]) -> GeneratorSettings:
-    """The generator with further keys of the recipe.
+def _with_keys(generator: GeneratorSettings, keys: Mapping[str, object], place: str) -> GeneratorSettings:
+    """The generator with further keys of the recipe, in which it stands at `place`.
 
     Raises:
         ConfigError: it has no such key, or not with such a value.
     """
-    chosen, place = type(generator), "transfer_set.generator"
+    chosen = type(generator)
     if unknown := [key for key in keys if key not in chosen.model_fields]:
         raise ConfigError(f"{place}.{unknown[0]}: this teacher chooses {generator.kind}, which has no such key")
     try:

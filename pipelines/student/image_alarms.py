@@ -156,7 +156,7 @@ class ImageAlarms:
     def _observe(self, teacher: Classifier, images: Tensor, tick: Tick) -> tuple[Outputs, Tensor | None]:
         """What the teacher makes of images, and its penultimate features `[N, D]`, both on the CPU.
 
-        There are none of a network without a last layer that is found and runs.
+        There are none of a network without a last layer that is found, runs, and takes one row for each image.
         """
         observe = partial(observe_in_chunks, teacher, images, self.batch_size, self.device, statistics=True, tick=tick)
         try:
@@ -164,4 +164,5 @@ class ImageAlarms:
             outputs = observe(features=[penultimate])
         except ModelError:
             return observe(), None
-        return outputs, pooled(outputs.features[penultimate])
+        features = pooled(outputs.features[penultimate])
+        return outputs, features if len(features) == len(outputs.logits) else None

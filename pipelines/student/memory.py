@@ -20,6 +20,7 @@ from synthkd.pipelines.student.image_alarms import IMAGES, images_within
 from synthkd.pipelines.student.transfer_set_builder import is_private, rounds_at_once
 from synthkd.pipelines.student.trial import Trial
 from synthkd.training.memory import TRIED, Need, need_of
+from synthkd.types import earlier_bytes
 
 
 def planned_lines(assembly: Assembly) -> tuple[str, ...]:
@@ -29,7 +30,8 @@ def planned_lines(assembly: Assembly) -> tuple[str, ...]:
 
 
 def planned_memory(trial: Trial, batch_size: int, teacher: Classifier | None) -> Memory:
-    """The memory that the run will need: what is taken now, and what its parts need beside it.
+    """The memory that the run will need: what is taken now or by images that a generator stores, and what its parts
+    need beside it.
 
     Steps of the students and a round of the generator are tried on 2 and on 4 images. They change students and bank, so
     this is for a dry run alone.
@@ -44,14 +46,17 @@ def planned_memory(trial: Trial, batch_size: int, teacher: Classifier | None) ->
     """
     config, device = trial.config, trial.accelerator.device
     taken = taken_bytes(device)
+    if device.type == "cpu":  # else they are not in the device's memory
+        taken += earlier_bytes(trial.generator)
     with torch.random.fork_rng(devices=[]):
         student = need_of(_steps(trial), batch_size, device)
         generator, images_of_round = _round(trial, teacher)
     images, closing = _images(trial, images_of_round)
-    bank = "transfer_set.bank.capacity"
-    of_round = "transfer_set.generator.batch_size" if _batch_size(config) else "the rounds of the generator"
-    if _batch_size(config) and config.generated is not None and config.generated.is_chosen:
-        of_round += " (with transfer_set.generator.kind=auto)"
+    generated, of_round = config.generated, "the rounds of the generator"
+    key = config.key_of(generated or config.sources[0])
+    bank = f"{key}.bank.capacity"
+    if generated is not None and _batch_size(config):
+        of_round = generated.generator_key("batch_size", key)
     parts = [("distill.batch_size", student), (of_round, generator), (bank, Need(0, closing))]
     return memory_of(device, taken, parts, {bank: images})
 

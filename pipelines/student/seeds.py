@@ -43,6 +43,12 @@ def require_seeds(config: DistillConfig) -> None:
     noisy = any(isinstance(one, TrainedTeacher) and one.training.dp is not None for one in config.every_teacher)
     if noisy or is_private(config):
         raise ConfigError("seeds: each seed would spend an epsilon of its own on the same images: leave seeds out")
+    if config.black_box is not None:
+        queries = (config.seeds or 1) * config.black_box.queries
+        raise ConfigError(
+            f"seeds: each seed would ask the black box for itself, {queries:,} queries in all: leave seeds out, or run "
+            "each seed alone"
+        )
     if process_state(config).num_processes > 1:
         raise ConfigError("seeds: they run in one process, one after another: leave torchrun out, or seeds")
 
@@ -100,7 +106,17 @@ def _hand_over(run: Path, directory: Path) -> None:
 
 def _result(config: DistillConfig, results: Sequence[DistillResult]) -> SeedsResult:
     runs = [
-        SeedRun(f"seed-{seed}", seed, one.seconds, one.student, one.teacher, one.budget, one.estimate)
+        SeedRun(
+            folder=f"seed-{seed}",
+            seed=seed,
+            seconds=one.seconds,
+            student=one.student,
+            teacher=one.teacher,
+            budget=one.budget,
+            estimate=one.estimate,
+            alarms=one.alarms or None,
+            advice=one.advice,
+        )
         for seed, one in zip(seeds(config), results, strict=True)
     ]
     stages = [one.cost.seconds for one in results]
@@ -123,6 +139,9 @@ def _summary(directory: Path, result: SeedsResult) -> list[str]:
     if result.estimate is not None:
         rows.append(("estimate", _estimated(result, result.estimate)))
     rows += [(f"seed {run.seed}", f"{_of_seed(run)}, in {directory / run.folder}") for run in result.runs]
+    for run in result.runs:
+        rows += [("alarm", f"seed {run.seed}: {alarm.name}: {alarm.message}") for alarm in run.alarms or ()]
+        rows += [("advice", f"seed {run.seed}: {one}") for one in run.advice or ()]
     first = result.runs[0].seed
     rows.append(("student", f"that of seed {first}, in {directory / 'student'}; no seed was chosen by a measurement"))
     rows.append(("report", str(directory / REPORT)))

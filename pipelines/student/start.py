@@ -49,13 +49,15 @@ class Start:
 
         Args:
             images: float32 `[N, C, H, W]` in [0, 1].
-            size: images of a pass.
+            size: images of a pass; fewer than twice as many, if they are not a multiple of it.
             watch: of the measurement.
         """
         assert self.network is not None
         network, images = copied(self.network).to(images.device), images[:RESET]
         tick = watch("the student as it starts, BatchNorm statistics", len(images))
-        reset_statistics(network, images.split(size))
+        # In parts of nearly equal size, since each counts equally, and never of one image, of which BatchNorm has no
+        # variance where maps have one pixel.
+        reset_statistics(network, images.tensor_split(max(1, len(images) // max(2, size))))
         tick(len(images))
         return network.eval()
 

@@ -319,22 +319,22 @@ def build_bank(
     generated = config.generated
     if stored is not None and config.stored is not None:  # no image of the dataset may be overwritten
         settings = BankSettings(**config.stored.bank.model_dump(), capacity=max(1, len(stored)))
+        key = config.key_of(config.stored)
     elif generated is not None and facts is not None:
-        settings, images = generated.bank, facts.images_of_round or 0
+        settings, images, key = generated.bank, facts.images_of_round or 0, config.key_of(generated)
         if config.black_box is not None:
             queries, least = config.black_box.queries, 0 if config.real is None else 1
             held_out = queries // HELD_OUT_PART if config.real_images else 0
             if images + held_out + least > queries:
                 beside = " beside real images" if config.real_images else ""
                 is_saved = isinstance(generated.generator, SavedSettings)
-                lower = "" if is_saved else ", or lower transfer_set.generator.batch_size"
+                lower = "" if is_saved else f", or lower {generated.generator_key('batch_size', key)}"
                 raise ConfigError(
                     f"teacher.queries: {queries:,} do not cover a round of {images} images{beside}; raise it{lower}"
                 )
         if images > settings.capacity:
             raise ConfigError(
-                f"transfer_set.bank.capacity: a round of {images} images does not fit {settings.capacity}; make it "
-                "larger"
+                f"{key}.bank.capacity: a round of {images} images does not fit {settings.capacity}; make it larger"
             )
         if directory is None and settings.storage == "disk":
             few = min(settings.capacity, max(OF_TRIAL, images))
@@ -342,4 +342,4 @@ def build_bank(
     else:
         return None
     files = None if directory is None else directory / "bank" / f"process{accelerator.process_index}"
-    return MemoryBank(spec, settings, config.seed, files)
+    return MemoryBank(spec, settings, config.seed, files, f"{key}.bank")

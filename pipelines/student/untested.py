@@ -56,6 +56,6 @@ def advice_of(config: DistillConfig, monitor: Monitor) -> tuple[str, ...]:
     if moves and not isinstance(generated.named, ProceduralSettings | NoisyLabelSettings):
         difficulties = dict(zip(*monitor.series("difficulty"), strict=True))
         values = [difficulties[step] for step in rounds]
-        key = "transfer_set.difficulty"
+        key = f"{config.key_of(generated)}.difficulty"
         advice.append(on_floor(rounds, values, fresh, generated.difficulty.low, key))
     return tuple(one for one in advice if one is not None)

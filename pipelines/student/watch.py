@@ -64,7 +64,8 @@ class RunWatch:
         teaching = evaluation.controllers.teaching
         if teaching is not None and teaching != before:
             name = self.assembly.students[teaching].name
-            self.job.monitor.event(step, f"role swap: {name} teaches from here on", kind="swap", teaching=name)
+            # Of the step, as its numbers are: a run that goes on at `step` evaluates again.
+            self.job.monitor.event(step + 1, f"role swap: {name} teaches from here on", kind="swap", teaching=name)
         return values
 
     def publish(self, _: int) -> dict[str, Tensor | float]:

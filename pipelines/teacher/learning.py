@@ -15,7 +15,7 @@ from torch import Tensor
 from synthkd.data.epochs import EpochSource
 from synthkd.data.read.on_disk import DiskImages, Pixels
 from synthkd.data.read.real import RealData, Splits, channel_statistics
-from synthkd.errors import ConfigError
+from synthkd.errors import ConfigError, SynthkdError
 from synthkd.losses.objective import Loss
 from synthkd.metrics.utility import predict
 from synthkd.models import Classifier, build_model
@@ -26,6 +26,7 @@ from synthkd.pipelines.run.timing import Work, decoding, saving
 from synthkd.privacy.dpsgd import PoissonSource, PrivateLearner, plan_mechanism
 from synthkd.privacy.journal import Journal
 from synthkd.rng import stream
+from synthkd.system.text import first_line
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
 from synthkd.types import Batch, ImageSpec, Outputs, balanced_labels
@@ -37,7 +38,7 @@ TIMED_IMAGES = 256
 """Test images whose time a dry run measures."""
 
 REHEARSAL_IMAGES = 4
-"""Images of noise in the private step that a dry run takes."""
+"""Images of noise in the private step that is taken before any that counts."""
 
 MEASURED_IMAGES, PLANNED_IMAGES = 2000, 500
 """Most images on disk whose mean is taken for the normalisation, in a run and in a dry run."""
@@ -47,17 +48,35 @@ def untrained(config: TeachConfig, splits: Splits) -> Classifier:
     """The initial model, for a dry run; with DP a step on noise is tried first, on a copy.
 
     Raises:
-        ConfigError: with `training.dp`, what `PrivateLearner` and `plan_mechanism` refuse; several processes.
-        TrainingError: a step on noise that fails.
+        ConfigError: with `training.dp`, see `rehearse`; several processes.
+        TrainingError: see `rehearse`.
     """
     with torch.random.fork_rng(devices=[]):
         model = build(config, splits, planned=True)
     if config.training.dp is not None:
         require_one_process(config)
-        batch = noise(config, model.spec, REHEARSAL_IMAGES)
+        rehearse(config, model, splits)
+    return model
+
+
+def rehearse(config: TeachConfig, model: Classifier, splits: Splits) -> None:
+    """Take a private step on noise with a copy of the model, on the CPU, which charges no budget.
+
+    Raises:
+        ConfigError: what `PrivateLearner` and `plan_mechanism` refuse; a network in which the step fails.
+        TrainingError: weights that are not finite after the step, or a buffer that has changed.
+    """
+    batch = noise(config, model.spec, REHEARSAL_IMAGES)
+    try:
         learner = private_learner(config, copy.deepcopy(model), splits, torch.device("cpu"), Journal(None))
         learner.update(lambda: batch, F.cross_entropy, 0)
-    return model
+    except SynthkdError:  # it says already what is wrong
+        raise
+    except Exception as error:  # the network may be other people's code, which Opacus runs in its own way
+        raise ConfigError(
+            f"training.dp: a step of DP-SGD on noise fails: {first_line(error)}; take a network of layers that Opacus "
+            "supports, and none of whose operations are in place"
+        ) from error
 
 
 def noise(config: TeachConfig, spec: ImageSpec, count: int) -> Batch:
@@ -187,7 +206,6 @@ def private_update(config: TeachConfig, learner: PrivateLearner, splits: Splits,
     source = PoissonSource(train.images, train.labels, learner.mechanism, training.augment, entropy, device)
 
     def update(step: int) -> dict[str, Tensor | float]:
-        learner.model.train()
         # The learner draws the batch itself: it charges the step to the budget before it sees an image.
         return learner.update(partial(source.batch, step), F.cross_entropy, step)
 

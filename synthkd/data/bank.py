@@ -54,6 +54,7 @@ class MemoryBank(Dataset[BankImage]):
         seed: the run's seed.
         directory: where `storage: disk` keeps its files. What an earlier process left there is removed; a checkpoint
             has links of its own.
+        key: of the settings in the configuration, for errors.
 
     Attributes:
         added: number of images that were added so far.
@@ -64,13 +65,18 @@ class MemoryBank(Dataset[BankImage]):
     """
 
     def __init__(
-        self, spec: ImageSpec, settings: BankSettings | None = None, seed: int = 0, directory: Path | None = None
+        self,
+        spec: ImageSpec,
+        settings: BankSettings | None = None,
+        seed: int = 0,
+        directory: Path | None = None,
+        key: str = "transfer_set.bank",
     ) -> None:
         settings = settings or BankSettings()
         self.spec = spec
         self.settings = settings
         self.seed = seed
-        with shortage_explained(spec, settings, directory):
+        with shortage_explained(spec, settings, directory, key):
             self._rows = _rows(spec, settings, directory)
             self._policy = replay_policy(settings, settings.capacity, spec.classes)
         self.added = 0

@@ -103,8 +103,14 @@ def saved_rows(state: Mapping[str, Any]) -> Rows:
 
 
 @contextmanager
-def shortage_explained(spec: ImageSpec, settings: BankSettings, directory: Path | None) -> Iterator[None]:
+def shortage_explained(spec: ImageSpec, settings: BankSettings, directory: Path | None, key: str) -> Iterator[None]:
     """Context manager for an allocation: a lack of memory or disk becomes an error that says what to change.
+
+    Args:
+        spec: of the images.
+        settings: of the bank.
+        directory: of its files, or None.
+        key: of the settings in the configuration.
 
     Raises:
         CheckpointError: the bank does not fit.
@@ -115,7 +121,7 @@ def shortage_explained(spec: ImageSpec, settings: BankSettings, directory: Path 
         if out_of_memory(error):
             place, remedy = (
                 "the memory",
-                "set transfer_set.bank.storage=disk" if settings.storage == "ram" else "free some",
+                f"set {key}.storage=disk" if settings.storage == "ram" else "free some",
             )
         elif errno_of(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             place, remedy = f"{directory} ({reason(error)})", "choose another out="
@@ -123,6 +129,6 @@ def shortage_explained(spec: ImageSpec, settings: BankSettings, directory: Path 
             raise
         needed = size(settings.capacity * bytes_per_image(spec))
         raise CheckpointError(
-            f"transfer_set.bank.capacity: {settings.capacity:,} images with their logits take {needed}, which do not "
-            f"fit {place}; make it smaller, or {remedy}"
+            f"{key}.capacity: {settings.capacity:,} images with their logits take {needed}, which do not fit {place}; "
+            f"make it smaller, or {remedy}"
         ) from None  # the error of the allocation says less

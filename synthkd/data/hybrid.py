@@ -186,13 +186,15 @@ class HybridDataset(IterableDataset[Batch]):
         return replace(batch, labels=labels, teacher_logits=outputs.logits, teacher_features=outputs.features)
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of the sources by number. Batches need no state; they follow from the step."""
-        return {str(number): source.state_dict() for number, source in enumerate(self._sources)}
+        """The states of the sources by number, and how many passes have begun. Batches follow from the step."""
+        sources = {str(number): source.state_dict() for number, source in enumerate(self._sources)}
+        return {**sources, "passes": self._passes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Continue from what `state_dict` returned, with the pass after those that had begun."""
         for number, source in enumerate(self._sources):
             source.load_state_dict(state[str(number)])
+        self._passes = state.get("passes", 0)  # states of earlier versions do not tell
 
     def _vary(self, batch: Batch, step: int, shuffled: bool) -> Batch:
         """Shuffle, crop, flip, shift and mix the images, and mark the mixtures as such."""

@@ -134,8 +134,9 @@ def on_floor(
     usual = float(np.median(agreements[first:]))
     # Steps of 0.05, a little below what the run reached, so that the difficulty can rise.
     higher = max(0.1, math.floor(20 * usual) / 20 - 0.05)
+    longer = "" if usual > higher else ", and train longer: the student has not come that far"
     return (
         f"the difficulty sat on its floor ({low:g}) from step {steps[first]:,.0f} on, with an agreement of {usual:.2f} "
         f"on new images: to let it rise, lower {key}.raise_above (to {higher:.2f}) and {key}.lower_below "
-        f"(to {higher - 0.1:.2f})"
+        f"(to {higher - 0.1:.2f}){longer}"
     )

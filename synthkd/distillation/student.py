@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -159,9 +160,10 @@ class Student:
         if view.batch.teacher_logits is None:
             return logged
         agreed = agreement(view.batch.teacher_logits, view.student.detach())
-        # After the optimizer step, which may have moved the width out of its bounds.
-        if self._regulator is not None:
-            logged |= self._regulator.update(float(logged[f"{self.name}/gradient_norm"]), view)
+        # After the optimizer step, which may have moved the width out of its bounds. A gradient that is not finite, as
+        # some are in fp16, has moved nothing.
+        if self._regulator is not None and math.isfinite(gradient := float(logged[f"{self.name}/gradient_norm"])):
+            logged |= self._regulator.update(gradient, view)
         return logged | {f"{self.name}/agreement": agreed}
 
     def state_dict(self) -> dict[str, Any]:

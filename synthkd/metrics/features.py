@@ -8,6 +8,7 @@ in words.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from synthkd.settings import (
     ResizeMode,
     TeacherExtractor,
 )
+from synthkd.system.files import sha256
 from synthkd.system.sealed import tensor_digest
 from synthkd.system.shares import ALONE, Shares
 from synthkd.system.text import first_line
@@ -44,6 +46,9 @@ from synthkd.types import ImageSpec
 
 VERSION = 2
 """Version of the preprocessing and pooling below, part of the digests: a new number makes cached features stale."""
+
+LIBRARIES = ("onnx2pytorch", "synthkd", "timm", "torch", "torch_fidelity", "torchvision", "transformers")
+"""Packages whose networks are told apart by name and layers, whatever the version of the package."""
 
 NAMES = ("teacher", "efflite0", "inception")
 """Names of the known extractors, which an extractor of kind `load` must not have."""
@@ -68,7 +73,7 @@ class FeatureExtractor:
 
     Attributes:
         name: last part of the names of its scores: "efflite0" makes FD-efflite0.
-        digest: sha256, in hexadecimal, of weights, architecture and preprocessing.
+        digest: sha256, in hexadecimal, of weights, architecture, code of your own and preprocessing.
         resize: filter and size of its resizing, such as "antialias 64x64"; "none" if it does not resize.
         classes: number of logits; None if the network is no classifier, and its output is the features.
         network: in eval mode, on `device`.
@@ -225,12 +230,14 @@ def _extractor(name: str, model: Classifier, mode: ResizeMode, device: torch.dev
     # for those of this one if their digests were equal.
     about = {
         "version": VERSION,
-        "architecture": model.recipe or repr(model.body),
+        "architecture": model.recipe or str(model.body),
         "spec": vars(spec),
         "mean": model.normalize.mean.flatten().tolist(),
         "std": model.normalize.std.flatten().tolist(),
         "features": penultimate,
     }
+    if code := _code(model):
+        about["code"] = code
     return FeatureExtractor(
         name=name,
         digest=tensor_digest(json.dumps(about, sort_keys=True, default=str), model.state_dict()),
@@ -241,6 +248,19 @@ def _extractor(name: str, model: Classifier, mode: ResizeMode, device: torch.dev
         mode=mode,
         device=device,
     )
+
+
+def _code(model: Classifier) -> list[str]:
+    """sha256 of the files of code that is no library's, since it may compute something else under the same names.
+
+    They are the file of the network (ONNX, TorchScript, torch.export), and those with the classes of its layers and the
+    function that builds it.
+    """
+    name = str(model.recipe.get("model", ""))
+    modules = {name.partition(":")[0], *(type(layer).__module__ for layer in model.body.modules())}
+    own = [sys.modules.get(module) for module in modules if module.partition(".")[0] not in LIBRARIES]
+    files = [Path(name), *(Path(file) for module in own if (file := getattr(module, "__file__", None)))]
+    return sorted({sha256(file) for file in files if file.is_file()})
 
 
 def _try_out(extractor: FeatureExtractor) -> None:

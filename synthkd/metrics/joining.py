@@ -79,13 +79,14 @@ def _both(one: SavedSet, other: SavedSet, keep: int) -> SavedSet:
 def _smallest(rows: SavedSet, whole: Whole, keep: int) -> SavedSet:
     """The rows with the smallest numbers, in their order."""
     order = whole.keys.argsort(stable=True)[:keep]
+    keys = whole.keys[order]
     return replace(
         rows,
         features=_some(rows.features, order),
         labels=None if rows.labels is None else rows.labels[order],
         teacher=None if rows.teacher is None else _some(rows.teacher, order),
-        whole=replace(whole, keys=whole.keys[order]),
-        content=tensor_digest(" ".join(sorted(whole.parts)), {}),
+        whole=replace(whole, keys=keys),
+        content=tensor_digest(" ".join(sorted(whole.parts)), {"keys": keys}),  # a larger sample has other scores
     )
 
 

@@ -49,11 +49,9 @@ def measure(
         shares: the processes, all of which have all features and get all scores.
 
     Raises:
-        DataError: fewer than four images on a side, or features of different extractors.
+        DataError: fewer than four images on a side that has no moments of more, or features of different extractors.
     """
-    if moments_only(generated) or moments_only(real):
-        return _of_moments(generated, real, options, shares)
-    if moments_only(generated) or moments_only(real):
+    if _has_few_features(generated) or _has_few_features(real):
         return _of_moments(generated, real, options, shares)
     _require_comparable(generated, real, train, holdout)
     classes = scores.per_class(generated, real, shares)
@@ -74,17 +72,18 @@ def measure(
     return SuiteResult((every[0], *(_noted(score, samples) for score in every[1:])), classes)
 
 
-def moments_only(one: ScoredSet) -> bool:
-    """Whether there are no features of a set, only the moments of them."""
-    return one.whole is not None and len(one) == 0
+def _has_few_features(one: ScoredSet) -> bool:
+    """Whether a set has the moments of all features, and too few features themselves for any other score."""
+    return one.whole is not None and len(one) < FEWEST
 
 
 def _of_moments(generated: ScoredSet, real: ScoredSet, options: SuiteOptions, shares: Shares) -> SuiteResult:
-    """FD, and every score that needs features as missing; those of the generated set alone if it has features."""
+    """FD, and every score that needs features as missing; those of the generated set alone if it has enough."""
     generated.features.check_comparable(real.features)
     pair, judge = Comparison(generated, real), (generated.teacher or generated.features).extractor
-    which = " and ".join(one.name for one in (real, generated) if moments_only(one))
-    why = f"needs features, and the file {which} has moments only"
+    few = [one for one in (real, generated) if _has_few_features(one)]
+    has = " and ".join(f"{one.name} has {f'those of {len(one)}' if len(one) else 'moments'} only" for one in few)
+    why = f"needs features of at least {FEWEST} images, and the file {has}"
     kernel = "KID" if pair.extractor == "inception" else "KD"
     names: tuple[tuple[str, Better], ...] = (
         ("FD_inf", "lower"), ("FD per class", "lower"), (kernel, "lower"), ("precision", "higher"),
@@ -93,7 +92,7 @@ def _of_moments(generated: ScoredSet, real: ScoredSet, options: SuiteOptions, sh
     )  # fmt: skip
     missing = [pair.missing(name, better, why) for name, better in names]
     alone = [Score(name, None, "higher", (generated.count,), note=why) for name in (f"IS-{judge}", "label fidelity")]
-    if len(generated):
+    if not _has_few_features(generated):
         alone = [scores.inception(generated, options), scores.label_fidelity(generated)]
     copies = [Score(name, None, "near", (generated.count,), note=why) for name in scores.COPIES]
     first = scores.distance(generated, real, shares)

@@ -28,7 +28,7 @@ from synthkd.errors import CheckpointError, ModelError
 from synthkd.models.asking import Ask, as_answers, asker, whom
 from synthkd.models.classifier import Classifier
 from synthkd.settings import LabelsTeacher
-from synthkd.system.files import naming, sha256
+from synthkd.system.files import naming, sha256, write_atomically
 from synthkd.types import ImageSpec, InBlocks, to_uint8
 
 ANSWERS = "answers.bin"
@@ -102,7 +102,7 @@ class BlackBox:
         """
         self._file = path
         if not path.exists():
-            path.write_bytes(self._head)
+            write_atomically(path, self._head)
             return
         data, length = path.read_bytes(), self._length
         head = next((one for one in (self._head, _line(self._form)) if data.startswith(one)), None)

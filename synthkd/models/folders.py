@@ -15,6 +15,8 @@ from synthkd.settings import LoadedModel
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
+FLIPS = ("do_flip_channel_order", "do_flip_channels")
+"""Keys of a preprocessor that turns red, green and blue around."""
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 LOCAL = "timm:local-dir:"
 """How timm names a folder."""
@@ -38,8 +40,9 @@ def completed(settings: LoadedModel) -> tuple[LoadedModel, tuple[str, ...]]:
     What the settings say already about size, mean and std goes first, with a note.
 
     Raises:
-        ConfigError: the settings have other classes or channels.
-        ModelError: the folder has no weights, or its config.json lacks the architecture.
+        ConfigError: the settings have other classes or channels, or neither they nor the folder say mean and std.
+        ModelError: the folder has no weights, its config.json lacks the architecture, or its images are blue, green and
+            red.
     """
     folder = Path(settings.model.removeprefix(LOCAL))
     if settings.model.startswith(LOCAL) and not is_foreign(folder):
@@ -48,6 +51,9 @@ def completed(settings: LoadedModel) -> tuple[LoadedModel, tuple[str, ...]]:
         return settings, ()
     config = _json(folder / CONFIG)
     own_keys = _timm(config, folder) if "architecture" in config else _transformers(config, folder)
+    is_silent = "architecture" not in config and not _json(folder / PREPROCESSOR)
+    if is_silent and settings.mean is None and not settings.untrained:
+        raise ConfigError(f"{folder} has no readable {PREPROCESSOR}; copy it, too, or set mean and std")
     own_keys["options"] = {**own_keys["options"], **settings.options}
     if settings.weights is None and not settings.untrained:
         own_keys["weights"] = _weights(folder)
@@ -107,14 +113,13 @@ def _transformers(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     classes = config.get("num_labels", len(labels) or 2)  # most types leave num_labels out; with it they go by it
     plain = all(str(name).startswith("LABEL_") for name in names)
     images = _json(folder / PREPROCESSOR)
-    # Images times `scale` is what mean and std are of.
-    scale = 255 * images.get("rescale_factor", 1 / 255) if images.get("do_rescale", True) else 255.0
-    normalises = images.get("do_normalize", True)
-    mean, std = (
-        _numbers(images.get(key), folder, scale) if normalises else None for key in ("image_mean", "image_std")
-    )
-    if mean is None and images and scale != 1:
-        mean, std = (0.0,) * config.get("num_channels", 3), (1 / scale,) * config.get("num_channels", 3)
+    for key in FLIPS:
+        if images.get(key):
+            raise ModelError(
+                f"{folder} takes images as blue, green and red ({PREPROCESSOR}: {key}); set `model` to a function "
+                "whose network takes them as red, green and blue, and turns them around"
+            )
+    mean, std = _normalisation(images, config.get("num_channels", 3), folder)
     return {
         "model": f"transformers:{config['model_type']}",
         "options": {key: value for key, value in data_only(config).items() if key not in NOTES},
@@ -125,6 +130,24 @@ def _transformers(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "std": std,
         "class_names": None if plain or len(names) != classes else _names(names),
     }
+
+
+def _normalisation(
+    images: Mapping[str, Any], channels: int, folder: Path
+) -> tuple[tuple[float, ...], tuple[float, ...]] | tuple[None, None]:
+    """Mean and std of images in [0, 1] that a preprocessor gives, of any of its versions; None if it leaves them so."""
+    rescales = images.get("do_rescale", True)
+    # Mean and std are of images times `scale`, less `offset`.
+    scale = 255 * images.get("rescale_factor", 1 / 255) if rescales else 255.0
+    offset = 1.0 if rescales and images.get("rescale_offset") else 0.0
+    own_mean, own_std = (_numbers(images.get(key), folder) for key in ("image_mean", "image_std"))
+    mean, std = (own_mean, own_std) if images.get("do_normalize", True) else (None, None)
+    if images.get("include_top") and own_std:  # EfficientNet's, which divides by std once more
+        std = tuple(value**2 for value in own_std) if std else own_std
+    if mean is None and std is None and scale == 1 and not offset:
+        return None, None
+    mean, std = mean or (0.0,) * channels, std or (1.0,) * channels
+    return tuple((value + offset) / scale for value in mean), tuple(value / scale for value in std)
 
 
 def _shown(images: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -141,11 +164,11 @@ def _size(height: Any, width: Any) -> tuple[int, int] | None:
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
-def _numbers(values: Any, folder: Path, scale: float = 1.0) -> tuple[float, ...] | None:
+def _numbers(values: Any, folder: Path) -> tuple[float, ...] | None:
     if values is None:
         return None
     try:
-        return tuple(float(value) / scale for value in values)
+        return tuple(float(value) for value in values)
     except (TypeError, ValueError) as error:
         raise ModelError(
             f"{folder}: mean and std must be lists of numbers, got {values!r}; correct its files"

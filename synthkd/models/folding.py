@@ -39,8 +39,8 @@ def fold_batch_norm(
     Its logits agree with the model's up to rounding. It has no recipe, so it cannot be saved. Modules keep their paths
     and can be tapped: a folded layer gives the output of its BatchNorm, which becomes an identity (or its activation).
     A body that torch.fx cannot trace (control flow that depends on values) is copied without folding. So are layers
-    with hooks, which may compute their weights (pruning, the older weight and spectral norm), and layers whose weights
-    are read elsewhere too.
+    with hooks, which may compute their weights (pruning, the older weight and spectral norm), layers whose weights are
+    read elsewhere too, and layers that have several paths.
 
     Args:
         model: unchanged.
@@ -91,6 +91,7 @@ def _fold(body: nn.Module, graph: fx.Graph, keep: Collection[str], statistics: b
     modules = dict(body.named_modules())
     # The graph only shows which modules follow each other. The body itself is changed, so that its paths stay.
     calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+    paths = Counter(module for _, module in body.named_modules(remove_duplicate=False))
     read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     for node in graph.nodes:
         before = node.args[0] if node.op == "call_module" and node.args else None
@@ -100,6 +101,9 @@ def _fold(body: nn.Module, graph: fx.Graph, keep: Collection[str], statistics: b
         layer, norm = str(before.target), str(node.target)
         # A layer that runs twice stands in two places, and folding would change both.
         if calls[layer] > 1 or calls[norm] > 1 or {layer, norm} & read or _is_seen(layer, norm, keep):
+            continue
+        # The graph has one path of a layer that has several, and the body may call it by another.
+        if paths[modules[layer]] > 1 or paths[modules[norm]] > 1:
             continue
         if statistics and not _tells_its_input(modules[norm], to_bias):
             continue

@@ -108,12 +108,11 @@ def _trace(model: Classifier) -> list[_Run]:
 
         return module.register_forward_hook(hook)
 
-    weight = next(model.parameters(), None)
     with ExitStack() as hooks, evaluating(model), torch.no_grad():
         for path, module in model.named_modules():
             if path.startswith("body."):
                 hooks.callback(watch(path, module).remove)
-        model(torch.zeros((1, *model.spec.shape), device=None if weight is None else weight.device))
+        model(torch.zeros((1, *model.spec.shape), device=model.normalize.mean.device))
     # An output that a later layer overwrites in place (of a BatchNorm before an in-place ReLU) cannot be tapped.
     return [run for run in runs if run.output._version == run.version]
 
@@ -173,6 +172,6 @@ def blank_features(model: Classifier, paths: Sequence[str]) -> Mapping[str, Tens
     Raises:
         ModelError: a path that the model does not have.
     """
-    device = next(model.parameters()).device
+    device = model.normalize.mean.device  # a network may have no parameters
     with evaluating(model), torch.no_grad():
         return observe(model, torch.zeros(1, *model.spec.shape, device=device), features=paths).features

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from synthkd.errors import ModelError
+from synthkd.errors import ConfigError, ModelError
 from synthkd.imports import optional
+from synthkd.models.classifier import logits_in
+from synthkd.models.onnx_session import OnnxNetwork
+from synthkd.models.programs import CLOSE
 from synthkd.system.text import first_line
 
 EXTRA = "onnx"
@@ -20,6 +23,8 @@ MOST_OUTPUTS = 8
 """Largest number of outputs of an operator."""
 TRIED = (2, 3)
 """Numbers of images that a file must take."""
+WITH_WEIGHTS = ("BatchNormalization", "Conv", "ConvTranspose", "Gemm", "InstanceNormalization")
+"""Operators that the converter turns into layers, whose weights it takes from those of the file alone."""
 
 
 def read_onnx_network(path: Path, shape: tuple[int, int, int]) -> nn.Module:
@@ -32,11 +37,13 @@ def read_onnx_network(path: Path, shape: tuple[int, int, int]) -> nn.Module:
         shape: of an image, `(C, H, W)`.
 
     Raises:
-        MissingExtraError: onnx or onnx2pytorch is not installed.
-        ModelError: a damaged file, several inputs, a fixed number of images, or an operator that the converter lacks.
+        MissingExtraError: onnx, onnx2pytorch or onnxruntime is not installed.
+        ModelError: a damaged file, several inputs, a fixed number of images, an operator that the converter lacks, or
+            layers whose answers are not those of ONNX Runtime.
     """
-    onnx = optional("onnx", EXTRA, "an ONNX file as a model")
-    converter = optional("onnx2pytorch", EXTRA, "an ONNX file as a model")
+    onnx, converter, _ = (
+        optional(package, EXTRA, "an ONNX file as a model") for package in ("onnx", "onnx2pytorch", "onnxruntime")
+    )
     try:
         model = onnx.load(str(path))
     except Exception as error:  # protobuf has its own errors, which differ between versions
@@ -48,17 +55,44 @@ def read_onnx_network(path: Path, shape: tuple[int, int, int]) -> nn.Module:
     if len(inputs) != 1:
         raise ModelError(f"{path} takes {len(inputs)} inputs; export a network that takes images alone")
     _require_evaluation(model, path)
+    _hold_weights(model.graph)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             network = _traced(converter.ConvertModel(model)).eval()
     except Exception as error:  # the converter raises what it likes
-        raise ModelError(
-            f"{path} cannot be turned into PyTorch layers ({first_line(error)[:160]}); save the network as TorchScript "
-            "or by torch.export, or name the function that builds it"
-        ) from error
+        raise _not_convertible(path, first_line(error)[:160]) from error
     _require_any_number(network, inputs[0], shape, path)
+    _require_same_answers(network, shape, path)
     return network
+
+
+def _not_convertible(path: Path, reason: str) -> ModelError:
+    return ModelError(
+        f"{path} cannot be turned into PyTorch layers ({reason}); save the network as TorchScript or by torch.export, "
+        "or name the function that builds it"
+    )
+
+
+def _hold_weights(graph: Any) -> None:
+    """Turn constants and copies of weights that layers read into weights of the graph, in place.
+
+    Exporters write a scale of ones as a constant, and one of two equal weights as a copy of the other. The converter
+    does not see these, and gives the layer those that are left as if they were the first.
+    """
+    weights = {one.name: one for one in graph.initializer}
+    read = {name for node in graph.node if node.op_type in WITH_WEIGHTS for name in node.input}
+    for node in list(graph.node):
+        if node.op_type == "Constant":
+            tensor = next((one.t for one in node.attribute if one.name == "value"), None)
+        else:
+            tensor = weights.get(node.input[0]) if node.op_type == "Identity" else None
+        if tensor is None or node.output[0] not in read:
+            continue
+        weights[node.output[0]] = held = graph.initializer.add()
+        held.CopyFrom(tensor)
+        held.name = node.output[0]
+        graph.node.remove(node)
 
 
 def _traced(network: Any) -> nn.Module:
@@ -144,3 +178,21 @@ def _require_any_number(network: nn.Module, taken: Any, shape: tuple[int, int, i
         f"{path} takes {fixed} image{'s' if fixed > 1 else ''} at once and no other number; export it with a dynamic "
         'batch dimension: torch.onnx.export(..., dynamic_shapes=({0: torch.export.Dim("n")},))'
     )
+
+
+@torch.no_grad()
+def _require_same_answers(network: nn.Module, shape: tuple[int, int, int], path: Path) -> None:
+    """Refuse layers that answer other than the file; what is wrong with the file the probe of a teacher says."""
+    images = torch.rand((TRIED[0], *shape), generator=torch.Generator().manual_seed(0))
+    try:
+        expected = OnnxNetwork(path)(images).float()
+    except (ConfigError, ModelError):
+        return
+    if not expected.isfinite().all():
+        return
+    try:
+        given = logits_in(network(images))[0].float()
+    except Exception as error:  # any operator may refuse the images
+        raise _not_convertible(path, first_line(error)[:160]) from error
+    if given.shape != expected.shape or not torch.allclose(given, expected, CLOSE, CLOSE * float(expected.abs().max())):
+        raise _not_convertible(path, "they give other values than ONNX Runtime")

@@ -24,6 +24,12 @@ from synthkd.privacy.calibration import noise_for
 from synthkd.privacy.claims import dp_statement
 from synthkd.privacy.journal import Journal
 from synthkd.privacy.ledger import Ledger, PoissonSteps
+from synthkd.privacy.own_gradients import (
+    require_gradients,
+    require_independent,
+    require_one_row_each,
+    require_trainable,
+)
 from synthkd.rng import stream, unpredictable
 from synthkd.schedules import learning_rate_factor
 from synthkd.settings import AugmentSettings, DPSettings, OptimizerSettings
@@ -83,24 +89,6 @@ def plan_mechanism(settings: DPSettings, examples: int, batch_size: int, steps: 
     return Mechanism(examples, rate, noise, settings.clip, steps, settings.delta, insecure)
 
 
-def require_trainable(model: nn.Module) -> None:
-    """Check that each example has a gradient of its own, and that the model learns by gradients alone.
-
-    Raises:
-        ConfigError: a BatchNorm layer, which mixes the examples of a batch, or an InstanceNorm layer with statistics.
-    """
-    # BatchNorm gives an example an influence on the gradients of others, which clipping one gradient does not bound;
-    # running statistics are learned from examples without any noise.
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise ConfigError(
-                f"training.dp: layer {name} is a BatchNorm, which mixes the examples of a batch and keeps their mean; "
-                "set model.norm=group"
-            )
-        if isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
-            raise ConfigError(f"training.dp: layer {name} keeps statistics of its inputs; turn track_running_stats off")
-
-
 @dataclass(frozen=True)
 class PoissonSource:
     """Poisson-sampled batches: an independent coin puts each example into a batch, whose size varies and may be 0.
@@ -138,7 +126,7 @@ class PrivateLearner:
     Attributes:
         name: of the module, for logs and errors.
         mechanism: of `plan_mechanism`.
-        module: the module that is trained, on the device.
+        module: the module that is trained, on the device; its layers work out of place.
         model: the module inside Opacus, which computes gradients of single examples; call this one in training.
 
     Args:
@@ -177,13 +165,16 @@ class PrivateLearner:
         self._dp = dp
         self._device = device
         self._journal = journal
+        for layer in self.module.modules():  # Opacus' hooks hand views to layers, which may not change in place
+            if getattr(layer, "inplace", False) is True:
+                layer.inplace = False  # type: ignore[assignment]
         try:
             self.model: nn.Module = opacus.GradSampleModule(self.module, loss_reduction="mean", strict=True)
         except NotImplementedError as error:  # a layer with parameters and buffers
             raise ConfigError(f"training.dp: {str(error)[:200]}; use a model without buffers") from error
-        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self._parameters = [p for p in self.module.parameters() if p.requires_grad]
         self._optimizer = opacus.optimizers.DPOptimizer(
-            optimizer=optimizer_for(settings, parameters),
+            optimizer=optimizer_for(settings, self._parameters),
             noise_multiplier=mechanism.noise_multiplier,
             max_grad_norm=mechanism.clip,
             # The noisy sum is divided by the expected size: the actual size depends on who is in the batch.
@@ -191,6 +182,7 @@ class PrivateLearner:
             loss_reduction="mean",
         )
         self._average = WeightAverage(self.module, settings.ema) if settings.ema > 0 else None
+        self._tried = False
         self._buffers = {name: value.clone() for name, value in self.module.named_buffers()}
 
     def entropy(self, purpose: str) -> Callable[[int], torch.Generator]:
@@ -236,8 +228,10 @@ class PrivateLearner:
             The learning rate, for the log. Losses and gradients of private examples are not logged.
 
         Raises:
+            ConfigError: an image acts on the logits of others or has several rows in a layer, or a parameter is unused.
             TrainingError: the weights are not finite after the step, or a buffer of the model has changed.
         """
+        self.model.train()
         rate = self._settings.lr * learning_rate_factor(self._settings, step, self.mechanism.steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -245,6 +239,9 @@ class PrivateLearner:
         # Charged before the batch exists: after a kill the ledger may count a step too many, never one too few.
         self._journal.charge(PoissonSteps(self.mechanism.sample_rate, self.mechanism.noise_multiplier, steps=1))
         batch = draw()
+        if not self._tried:
+            require_independent(self.module, batch.images)
+            self._tried = True
         # An empty batch takes a step too: its noise is part of the mechanism, and to leave it out would show the size.
         starts = list(range(0, len(batch), self._dp.physical_batch)) or [0]
         for start in starts:
@@ -267,12 +264,17 @@ class PrivateLearner:
         return torch.Generator(self._device).manual_seed(noise.initial_seed())
 
     def _backward(self, images: Tensor, labels: Tensor, loss_of: LossOf) -> None:
+        if not len(labels):
+            # An empty sum of gradients. Opacus runs no empty batch through layers that it has no formula for.
+            for parameter in self._parameters:
+                parameter.grad_sample = parameter.new_zeros(0, *parameter.shape)  # type: ignore[attr-defined]
+            return
         logits = self.model(images).float()
-        # The mean loss of no example is NaN; the sum of no logits is 0, with gradients of 0.
-        loss = loss_of(logits, labels) if len(labels) else logits.sum()
+        require_one_row_each(self.module, len(images))
         with warnings.catch_warnings():  # images need no gradient, which Opacus' hooks warn about
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            loss.backward()
+            loss_of(logits, labels).backward()
+        require_gradients(self.module)
 
     def _check(self, step: int) -> None:
         """Raise `TrainingError` for weights that are not finite, and for buffers that have changed."""

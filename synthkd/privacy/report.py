@@ -83,11 +83,16 @@ NOT_COVERED: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """By kind of audit; the first kind also where there was no audit."""
-COINS = "Batches are drawn by independent coins."
-"""An assumption about DP-SGD; a single release has no batches."""
+OF_DP_SGD = (
+    "Batches are drawn by independent coins.",
+    "The network computes the logits of an image from that image alone, which was tried on noise.",
+)
+"""Assumptions about DP-SGD; a single release has no batches and no network."""
 ASSUMPTIONS = (
     "Randomness is seeded by the operating system, from a generator that is not cryptographic.",
     "Arithmetic is floating point; the accounting takes noise to be real numbers.",
+    "Neighbouring data differ in one image of the training part; which images are held out or tested on counts as "
+    "public, although another image in the dataset could draw them anew.",
     "The number of images, the classes and all settings are public; settings were not tuned on these private images, "
     "or that tuning is not counted.",
     "Weights that a model started from, where it did not start fresh, are public.",
@@ -113,7 +118,7 @@ CAVEATS: Mapping[str, tuple[str, ...]] = {
         "shown; and a better attack may find more.",
     ),
 }
-"""By kind of audit; the first kind also where there was no audit."""
+"""By kind of audit; none without one."""
 
 
 def privacy_report(
@@ -145,7 +150,7 @@ def privacy_report(
         taught_generator: see `touches_of`.
     """
     insecure = any(claim["insecure"] for claim in claims)
-    assumptions = ASSUMPTIONS if flow == "dp_generator" else (COINS, *ASSUMPTIONS)
+    assumptions = ASSUMPTIONS if flow == "dp_generator" else (*OF_DP_SGD, *ASSUMPTIONS)
     audit = None if audit is None else {"kind": PIPELINE, **audit}
     kind = PIPELINE if audit is None else audit["kind"]
     report: dict[str, Any] = plain(
@@ -162,7 +167,7 @@ def privacy_report(
             "checks": checks,
             "copies": [_public(space, test) for space, test in copies.items()],
             "uncopied": uncopied,
-            "caveats": CAVEATS[kind] + _caveats(flow, audit, insecure),
+            "caveats": (() if audit is None else CAVEATS[kind]) + _caveats(flow, audit, insecure),
             "provenance": provenance,
         }
     )

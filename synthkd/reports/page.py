@@ -24,10 +24,12 @@ SPACE = "\N{NO-BREAK SPACE}"
 DASH = "\N{EN DASH}"
 
 _ACTIVE = re.compile(
-    r"<(?!/?(?:svg|g|defs|clipPath|path|use|line|rect|circle|text|tspan)\b)|\bon\w+\s*=|href\s*=(?!\s*[\"']#)",
+    r"<(?!/?(?:svg|g|defs|clipPath|path|use|line|rect|circle|text|tspan)\b)|\b(?:on\w+|style)\s*="
+    r"|href\s*=(?!\s*[\"']#)|\b(?:url|src|image|image-set)\((?!#)|&(?!(?:amp|lt|gt|quot);)|\\",
     re.IGNORECASE,
 )
-"""What a drawing from a file must not hold: other elements than shapes and text, event handlers, outside addresses."""
+"""What a drawing from a file must not hold: other elements than shapes and text, event handlers, styles, outside
+addresses, and other escapes than those of text, which could hide these."""
 
 
 def render(file: str, /, **values: object) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from synthkd.distillation.alarms import NEAR_CHANCE, ONE_CLASS
 from synthkd.reports.files import RunFiles
 from synthkd.reports.page import SPACE, percent, render
 from synthkd.reports.results import SeedsResult, Spread
@@ -28,7 +29,25 @@ def ends_of_estimates(result: SeedsResult) -> tuple[float, ...]:
 
 
 def headline(result: SeedsResult) -> str:
-    """Mean and standard deviation of the accuracy in a sentence, or without test data of the agreement."""
+    """Mean and standard deviation of the accuracy in a sentence, or without test data of the agreement.
+
+    Of a broken teacher it says that instead, and it warns where students answer hardly more than one class.
+    """
+    outcome, broken, constant = _outcome(result), _who_raised(NEAR_CHANCE, result), _who_raised(ONE_CLASS, result)
+    if broken:
+        outcome = f"With {broken} the teacher is broken, so nothing can be told by comparison with it."
+    if constant:
+        return f"{outcome} With {constant} the student answers one class, or hardly any other, whatever it is shown."
+    return outcome
+
+
+def _who_raised(name: str, result: SeedsResult) -> str:
+    """The seeds whose runs raised an alarm, in words: "seed 0 and seed 2"."""
+    raised = [run for run in result.runs if any(alarm.name == name for alarm in run.alarms or ())]
+    return " and ".join(f"seed {run.seed}" for run in raised)
+
+
+def _outcome(result: SeedsResult) -> str:
     for one, what in ((result.accuracy, "have"), (result.agreement, "agree with their teachers on")):
         if one is not None:
             of = "test images right" if what == "have" else "images"

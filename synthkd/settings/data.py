@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from synthkd.settings.base import BelowOne, Fraction, Images, NonNegative, PathText, Settings, Shift, Side
 
@@ -137,12 +137,33 @@ DataSettings = Annotated[DigitsData | NamedData | FolderData | NpzData, Field(di
 def _to_test_on(value: object) -> object:
     """Settings of training data that a caller gives in Python for test data: the same test split."""
     if isinstance(value, FolderData | NpzData):
-        return (FolderTest if isinstance(value, FolderData) else NpzTest)(**value.model_dump())
+        same = value.model_dump(exclude=set(_OF_TRAINING))
+        return (FolderTest if isinstance(value, FolderData) else NpzTest)(**same)
     return value
 
 
+AnyData = TypeVar("AnyData", bound=_Data)
+
+_OF_TRAINING = ("half", "per_class")
+"""Keys that choose among the images that are trained on."""
+
+
+def require_whole(settings: AnyData) -> AnyData:
+    """Refuse keys of images that are tested on which choose among those that are trained on, and return the settings.
+
+    Raises:
+        ValueError: the refusal, with the key.
+    """
+    for key in _OF_TRAINING:
+        if getattr(settings, key) is not None:
+            raise ValueError(f"{key} chooses among images that are trained on, and these are tested on: leave it out")
+    return settings
+
+
 TestSettings = Annotated[
-    Annotated[DigitsData | NamedData | FolderTest | NpzTest, Field(discriminator="kind")], BeforeValidator(_to_test_on)
+    Annotated[DigitsData | NamedData | FolderTest | NpzTest, Field(discriminator="kind")],
+    BeforeValidator(_to_test_on),
+    AfterValidator(require_whole),
 ]
 """Real images that are only tested on."""
 

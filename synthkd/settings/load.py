@@ -123,9 +123,12 @@ def _parse(override: str) -> tuple[list[str], Any]:
     if _FOREIGN_BYTES.search(text):  # YAML would name a character
         return keys, plain(text, tuple(keys))  # says what is wrong
     try:
-        return keys, plain(yaml_text.parse(text), tuple(keys))
+        value = yaml_text.parse(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: the value is not YAML: {yaml_text.reason(error)}") from None
+    if not isinstance(value, dict | list) and text.count("#") > str(value).count("#"):
+        raise ConfigError(f"{key}: YAML begins a comment at a # that is first or after a space; write {key}=\"'...'\"")
+    return keys, plain(value, tuple(keys))
 
 
 def _beside(schema: Schema, node: Node, data: Any, folder: Path) -> Any:

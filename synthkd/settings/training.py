@@ -41,7 +41,7 @@ class OptimizerSettings(Settings):
     """Peak learning rate."""
     weight_decay: NonNegative = 0.0
     """Rate at which weights decay, but not norms and biases."""
-    momentum: Fraction = 0.9
+    momentum: BelowOne = 0.9
     """Momentum of sgd; first beta of adam and adamw."""
     schedule: Literal["constant", "cosine", "one_cycle"] = "cosine"
     """After the warm-up, if any, constant stays at the peak and cosine falls to `final`; one_cycle is cosine with a

@@ -39,8 +39,15 @@ _TYPES = (
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {}  # noqa: RUF012 - those of YAML 1.1
 
-    # Both collections are built with deep=True. By default PyYAML fills them later, from generators, and an alias to
+    # Collections are built with deep=True. By default PyYAML fills them later, from generators, and an alias to
     # its own parent would make data that contains itself; so it is an error.
+
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=True)
+        except (ValueError, TypeError, AttributeError, LookupError):  # of PyYAML's constructors for a written tag
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise ConstructorError(None, None, f"the value does not fit its tag {tag}", node.start_mark) from None
 
     def construct_mapping(self, node: MappingNode, deep: bool = True) -> dict[Any, Any]:
         keys = set()
@@ -97,6 +104,10 @@ def parse(text: str) -> object:
         return None if node is None else loader.construct_document(node)
     except RecursionError:
         raise yaml.YAMLError("nested too deeply") from None
+    except (ValueError, OverflowError):  # of chr; those of values have become YAML errors
+        raise yaml.MarkedYAMLError(
+            problem="an escape stands for no character", problem_mark=loader.get_mark()
+        ) from None
     finally:
         loader.dispose()
 

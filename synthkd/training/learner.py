@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
-from synthkd.errors import TrainingError
+from synthkd.errors import ModelError, TrainingError
 from synthkd.losses.objective import Loss
 from synthkd.models.channels_last import channels_last
 from synthkd.models.weights import finite_state
@@ -66,6 +66,9 @@ class Learner:
             run forward passes of the training on this one, in `accelerator.autocast()`.
         helpers: the helper modules as prepared by accelerate, or None.
         processes: as given.
+
+    Raises:
+        ModelError: no parameter of the module requires a gradient.
     """
 
     def __init__(
@@ -88,6 +91,8 @@ class Learner:
         # Convolutions are faster in this memory format, on CPUs too; other layers are as fast.
         self.module = channels_last(module.to(accelerator.device))
         self._helpers = None if helpers is None else helpers.to(accelerator.device)
+        if not any(parameter.requires_grad for parameter in self.module.parameters()):
+            raise ModelError(f"the {name} has no parameter that requires a gradient; call requires_grad_(True) on it")
         modules = [self.module] if self._helpers is None else [self.module, self._helpers]
         self._parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
         optimizer = optimizer_for(settings, self._parameters)
@@ -134,7 +139,8 @@ class Learner:
             learning rate.
 
         Raises:
-            TrainingError: the loss or a gradient is not finite; the weights are as before the step.
+            TrainingError: the loss or a gradient is not finite (in fp16 a gradient at a scale below 1); the weights are
+                as before the step.
         """
         # Before the backward pass, whose gradients would not be finite either.
         require_finite(loss, self.name, step)
@@ -146,9 +152,11 @@ class Learner:
         self._accelerator.backward(loss.total)
         self.processes.add_gradients(self.module.parameters())
         norm = self._clip()
-        # In fp16 the gradient scaler itself skips a step that overflows, and lowers its scale. Otherwise a gradient
-        # that is not finite would destroy the weights.
-        if self._accelerator.scaler is None and not torch.isfinite(norm):
+        # In fp16 the gradient scaler skips a step that overflows, and halves its scale; one below 1 no longer enlarges
+        # the gradient, so the scale was not the cause. Otherwise a gradient that is not finite would destroy the
+        # weights.
+        scaler = self._accelerator.scaler
+        if not torch.isfinite(norm) and (scaler is None or scaler.get_scale() < 1.0):
             self._optimizer.zero_grad(set_to_none=True)
             raise TrainingError(
                 f"{self.name}: the gradient of {', '.join(loss.terms)} is not finite at step {step}; "

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synthkd.data.bank import MemoryBank
-from synthkd.errors import DataError
+from synthkd.errors import CheckpointError, DataError
 from synthkd.settings import BankSettings
 from synthkd.types import ImageSpec
 
@@ -234,3 +234,13 @@ def test_refusals_name_the_rule() -> None:
     prioritized = make(4, "prioritized")
     with pytest.raises(DataError, match="positive finite"):
         prioritized.add(*items(0, 1), torch.tensor([0.0]))
+
+
+def test_a_bank_that_does_not_fit_the_memory_names_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("synthkd.data.bank.replay_policy", full)
+    said = r"^transfer_set\.0\.bank\.capacity: 4 images .* or set transfer_set\.0\.bank\.storage=disk$"
+    with pytest.raises(CheckpointError, match=said):
+        MemoryBank(SPEC, BankSettings(capacity=4), key="transfer_set.0.bank")

@@ -66,7 +66,8 @@ def make(
 
 def used(dataset: HybridDataset) -> set[int]:
     """Numbers of the real images that batches have drawn."""
-    return set(NumberSet(dataset.state_dict()[str(len(dataset.state_dict()) - 1)]["real_rows"]))
+    of_sources = {name: state for name, state in dataset.state_dict().items() if name.isdecimal()}
+    return set(NumberSet(of_sources[str(len(of_sources) - 1)]["real_rows"]))
 
 
 def counting(calls: list[int]) -> Labeller:

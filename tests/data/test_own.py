@@ -120,6 +120,22 @@ def test_a_pass_gives_each_step_and_the_next_goes_on() -> None:
     assert not torch.equal(steps.batch(0).images, steps.batch(3).images)
 
 
+def test_a_loop_that_is_resumed_goes_on_with_the_next_pass() -> None:
+    def hybrid() -> HybridDataset:
+        return HybridDataset([real(50)], [None], batch_size=4, total=3, seed=5)
+
+    source, resumed = hybrid(), hybrid()
+    for _ in source:
+        pass
+    state = source.state_dict()
+    resumed.load_state_dict(state)
+    for ours, theirs in zip(resumed, source, strict=True):
+        assert torch.equal(ours.images, theirs.images)
+    del state["passes"]  # as of an earlier version
+    resumed.load_state_dict(state)
+    assert torch.equal(next(iter(resumed)).images, source.batch(0).images)
+
+
 def test_a_pass_that_is_left_early_is_over() -> None:
     hybrid = HybridDataset([real(50)], [None], batch_size=4, total=100, workers=2)
     left, again = next(iter(hybrid)), next(iter(DataLoader(hybrid, batch_size=None)))

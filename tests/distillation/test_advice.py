@@ -73,6 +73,14 @@ def test_a_difficulty_that_stays_on_its_floor() -> None:
     assert "transfer_set.difficulty.raise_above (to 0.35) and transfer_set.difficulty.lower_below (to 0.25)" in said
 
 
+def test_thresholds_that_a_run_did_not_reach_need_a_longer_one() -> None:
+    for usual, is_reached in ((0.03, False), (0.1, False), (0.12, True)):
+        said = on_floor(list(range(20)), [0.1] * 20, [usual] * 20, 0.1, "key")
+        assert said is not None
+        assert "key.raise_above (to 0.10)" in said
+        assert said.endswith("train longer: the student has not come that far") != is_reached
+
+
 def test_a_difficulty_that_left_its_floor_says_nothing() -> None:
     steps = list(range(1, 41))
     assert on_floor(steps, [0.1] * 30 + [0.12] * 10, [0.6] * 40, 0.1, "key") is None

@@ -510,6 +510,35 @@ def test_what_private_training_refuses_the_dry_run_of_every_job_refuses(
     assert witness.batches == 0
 
 
+OWN = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def forward(self, x):
+        h = self[1](self[0](x))
+        return self[2](h.relu_() if self.training else h.relu())
+
+def net():
+    return Net(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 4))
+"""
+
+
+def test_a_network_that_fails_in_private_steps_alone_costs_no_step(
+    images: Path,
+    tmp_path: Path,
+    witness: Witness,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "own_net_in_place.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recipe = {**SMALL, **teacher(images), "model": {"kind": "load", "model": "own_net_in_place:net"}, "trust": True}
+    for dry in (["--dry-run"], []):
+        refused(capsys, run("teach", recipe, tmp_path / "run", *dry), 2, "on noise fails", "operations are in place")
+    assert not any((tmp_path / "run").rglob(JOURNAL))
+    assert witness.batches == 0
+
+
 @pytest.mark.parametrize("flow_", ["dp_teacher", "dp_generator"])
 def test_a_missing_accountant_is_told_by_the_dry_run(
     flow_: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -163,6 +163,23 @@ def test_an_extension_that_has_begun_is_finished_before_another(
     assert run(teacher, again).content.cost.steps == 14, "without `more` it is finished, too"
 
 
+def test_an_extension_needs_the_folders_of_the_earlier_ones_before_any_step(
+    teacher: Path, again: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(teacher, again, "more=3")
+    away = (again / "before-1").rename(tmp_path / "away")
+    monkeypatch.setattr(DistillStep, "__call__", dying(DistillStep.__call__, 0))
+    with pytest.raises(CheckpointError, match=r"before-1 has no result\.json; copy the folder back"):
+        run(teacher, again, "more=2")
+    assert "complete already" in str(run(teacher, again)), "it is as it was"
+    away.rename(again / "before-1")
+    with pytest.raises(Killed):
+        run(teacher, again, "more=2")
+    (again / "before-2").rename(away)
+    with pytest.raises(CheckpointError, match=r"before-2 has no result\.json"):
+        run(teacher, again)
+
+
 def test_a_plan_shows_the_extension_and_begins_none(teacher: Path, again: Path) -> None:
     plan = distill(config_for(teacher, again, "more=6"), dry_run=True)
     assert isinstance(plan, Plan)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -11,15 +13,17 @@ from typing import Any
 import pytest
 
 import synthkd
+from synthkd.distillation.alarms import NEAR_CHANCE, ONE_CLASS
 from synthkd.distillation.step import DistillStep
 from synthkd.errors import ConfigError
 from synthkd.pipelines import cli, distill
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.handover.finished import read_finished
-from synthkd.pipelines.run.result import Plan
+from synthkd.pipelines.run.result import Plan, Result, read_result
 from synthkd.pipelines.run.timing import Timed
 from synthkd.pipelines.student import budget
-from synthkd.pipelines.student.seeds import DistilledSeeds
+from synthkd.pipelines.student.seeds import DistilledSeeds, distill_seeds
+from synthkd.reports.results import DistillResult, RaisedAlarm
 from synthkd.settings.load import load_config
 from synthkd.system.sealed import unsealed
 from tests.faults.test_budget import Still, machine
@@ -99,6 +103,32 @@ def test_the_first_is_handed_over_and_all_follow_one_plan(whole: Path, tmp_path:
     assert not isinstance(alone, Plan)
 
 
+def test_what_a_seed_warns_of_is_in_the_summary_and_on_the_page(teacher: Path, whole: Path, tmp_path: Path) -> None:
+    constant = RaisedAlarm(ONE_CLASS, "the student answers class 2")
+    broken = RaisedAlarm(NEAR_CHANCE, "the teacher is right on 10 % of the images")
+
+    def summary(name: str, *alarms: RaisedAlarm) -> str:
+        def one(config: DistillConfig) -> Result[DistillResult]:
+            content = read_result(whole / f"seed-{config.seed}", DistillResult)
+            assert content is not None
+            raised = alarms if config.seed == 5 else ()
+            return Result(whole, replace(content, alarms=raised, advice=("run longer",) if raised else None))
+
+        return str(distill_seeds(config_for(teacher, tmp_path / name), one))
+
+    told = summary("constant", constant)
+    assert "With seed 5 the student answers one class" in told.splitlines()[0]
+    assert re.search("alarm: +seed 5: one class: the student answers class 2\n", told)
+    assert re.search("advice: +seed 5: run longer\n", told)
+    page = (tmp_path / "constant" / "report.html").read_text()
+    for words in ("With seed 5 the student answers", "Seed 5: one class.</strong> the student answers", "run longer"):
+        assert words in page
+    assert "With seed 5 the teacher is broken" in summary("broken", broken).splitlines()[0]
+    silent = summary("silent")
+    assert "alarm:" not in silent
+    assert "<h2>Alarms" not in (tmp_path / "silent" / "report.html").read_text()
+
+
 @pytest.mark.parametrize("after", [3, 16])
 def test_a_kill_loses_no_seed_that_is_finished(
     teacher: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
@@ -140,4 +170,14 @@ def test_private_images_are_not_queried_for_each_seed(teacher: Path, tmp_path: P
     private = {"kind": "generated", "generator": {"kind": "merf", "epsilon": 5.0}, "data": {"kind": "digits"}}
     config = load_config(DistillConfig, recipe(teacher) | {"transfer_set": private}, ["seeds=2", f"out={tmp_path}"])
     with pytest.raises(ConfigError, match="seeds: each seed would spend an epsilon of its own on the same images"):
+        distill(config)
+
+
+def test_a_black_box_is_not_asked_for_each_seed(teacher: Path, tmp_path: Path) -> None:
+    service = {"kind": "labels", "function": "os:getcwd", "queries": 40, "channels": 1, "size": 8, "classes": 10}
+    drawn = {"transfer_set": {"generator": {"kind": "procedural"}}}
+    config = load_config(
+        DistillConfig, recipe(teacher) | drawn | {"teacher": service, "inherit": None}, ["seeds=3", f"out={tmp_path}"]
+    )
+    with pytest.raises(ConfigError, match="seeds: each seed would ask the black box for itself, 120 queries in all"):
         distill(config)

@@ -194,7 +194,11 @@ def test_a_card_shows_names_as_text_and_its_front_matter_is_yaml() -> None:
 def test_a_page_is_utf_8_and_a_drawing_of_others_is_text() -> None:
     shapes = '<svg viewBox="0 0 1 1"><g><path d="M0 0"/><use xlink:href="#a"/><text x="1">0.5</text></g></svg>'
     assert drawing(shapes) == shapes
-    for active in ("<script>alert(1)</script>", '<image href="x"/>', '<path onload="x"/>', '<use href="http://x"/>'):
+    for active in (
+        "<script>alert(1)</script>", '<image href="x"/>', '<path onload="x"/>', '<use href="http://x"/>',
+        '<g style="background:url(https://x)"/>', '<path fill="url(https://x)"/>', '<path mask="image-set(\'//x\')"/>',
+        '<path fill="&#117;rl(https://x)"/>', '<path fill="url&lpar;//x)"/>', r'<path fill="\75rl(https://x)"/>',
+    ):  # fmt: skip
         assert "<" not in drawing(f"<svg>{active}</svg>")
     page = render("page.html.jinja", name=f"{HOSTILE}").decode("utf-8")
     assert "<script>alert(1)" not in page

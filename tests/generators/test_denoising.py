@@ -12,7 +12,7 @@ from synthkd.generators.denoising import (
     noise_schedule,
     unfold,
 )
-from synthkd.generators.settings import DiffusionSettings
+from synthkd.generators.settings import DiffusionSettings, Sampler
 from synthkd.rng import Rows
 from synthkd.types import ImageSpec
 
@@ -43,3 +43,31 @@ def test_the_ancestral_sampler_is_that_of_ddpm() -> None:
         mine = ours.step(clean, t, noisy, eta=1.0, variance_noise=noise).prev_sample
         reference = theirs.step(clean, t, noisy, generator=torch.Generator().manual_seed(1)).prev_sample
         assert torch.allclose(mine, reference, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "unipc"])
+def test_each_step_has_a_time_of_its_own_and_none_is_below_0(sampler: Sampler) -> None:
+    for steps in (1, 3, 10, 61, 103, 499, 998, 1000):
+        times = make_sampler(sampler, noise_schedule(), steps).timesteps.tolist()
+        assert len(set(times)) == steps
+        assert times == sorted(times, reverse=True)
+        assert times[0] == 999
+        assert times[-1] >= 0
+
+
+@pytest.mark.parametrize("steps", [103, 600])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "unipc"])
+def test_an_exact_denoiser_gives_its_distribution_also_if_the_steps_do_not_divide_1000(
+    sampler: Sampler, steps: int
+) -> None:
+    schedule = make_sampler(sampler, noise_schedule(), steps)
+    std, rng = 0.5, torch.Generator().manual_seed(0)
+    x = torch.randn(1, 1, 50, 50, generator=rng)
+    x /= x.std()
+    for t in schedule.timesteps:
+        a = float(schedule.alphas_cumprod[t])
+        # the mean of x_0 ~ N(0, std^2), given x_t = sqrt(a) x_0 + sqrt(1 - a) e
+        clean = a**0.5 * std**2 / (a * std**2 + 1 - a) * x
+        extra = {"eta": 1.0, "variance_noise": torch.randn(x.shape, generator=rng)} if sampler == "ddpm" else {}
+        x = schedule.step(clean, t, x, **extra).prev_sample
+    assert float(x.std()) == pytest.approx(std, rel=0.05)

@@ -71,6 +71,12 @@ def test_a_python_generator_that_lacks_methods_is_refused(teacher: Classifier) -
         build_generator(settings, teacher, 0, Accelerator(cpu=True))
 
 
+def test_a_python_generator_with_a_wrong_option_is_refused(teacher: Classifier) -> None:
+    settings = PythonGenerator(kind="python", target="synthkd.generators.drawn:Drawn", options={"colour": 1})
+    with pytest.raises(ConfigError, match=r"Drawn failed: TypeError.*colour.*; check the generator's options"):
+        build_generator(settings, teacher, 0, Accelerator(cpu=True))
+
+
 class Given:
     """A generator whose rounds are what a test gives it."""
 

@@ -178,6 +178,15 @@ class TestGenerator:
         with pytest.raises(ModelError, match="release of 1x8x8"):
             Merf(TINY, None, 0, Accelerator(cpu=True), spec=other, run=tmp_path)
 
+    def test_noise_that_another_machine_computed_with_other_last_digits_is_the_same(
+        self, digits: Splits, tmp_path: Path
+    ) -> None:
+        make(digits, run=tmp_path).fit(0, 0.3)
+        other = TINY.model_copy(update={"noise_multiplier": math.nextafter(0.02, 1.0)})
+        resumed = make(digits, settings=other, run=tmp_path)
+        assert resumed.embedding is not None
+        assert resumed.embedding.ledger == resumed.ledger == Ledger((Release(0.02),))
+
     def test_without_release_and_images_or_teacher_it_says_so(self, digits: Splits) -> None:
         with pytest.raises(ConfigError, match="no release, and no private images"):
             Merf(TINY, None, 0, Accelerator(cpu=True), spec=SPEC).fit(0, 0.5)

@@ -300,6 +300,8 @@ def test_a_teacher_without_batch_norm_is_refused_with_the_remedy() -> None:
     assert make("pixel_inversion", lenet, batch_norm=0.0).round(0, 1.0).images.shape == (20, 1, 8, 8)
     with pytest.raises(ModelError, match="compares features at BatchNorm layers"):
         make("contrastive", lenet, batch_norm=0.0)
+    with pytest.raises(ModelError, match=r"compares features at BatchNorm layers.*set the generator's kind to pixels"):
+        make("contrastive", lenet)
 
 
 def test_processes_do_not_divide_the_views_that_contrast_compares(teacher: Classifier) -> None:
@@ -312,8 +314,9 @@ def test_processes_do_not_divide_the_views_that_contrast_compares(teacher: Class
     assert torch.equal(ours.images, theirs.images)
 
 
-def test_samples_of_a_saved_generator_need_no_statistics(teacher: Classifier, tmp_path: Path) -> None:
-    generator = make("noisy_label", teacher)
+@pytest.mark.parametrize("kind", BATCHWISE)
+def test_samples_of_a_saved_generator_need_no_statistics(kind: str, teacher: Classifier, tmp_path: Path) -> None:
+    generator = make(kind, teacher)
     assert save_generator(generator, generator.settings, tmp_path, teacher.spec, (), 0, 0)
     lenet = build(ZooModel(arch="lenet5"), teacher.spec).eval()
     restored = build_generator(SavedSettings(kind="saved", path=str(tmp_path)), lenet, 0, Accelerator(cpu=True))

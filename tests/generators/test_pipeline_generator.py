@@ -118,6 +118,21 @@ def test_any_class_conditional_pipeline_makes_the_teachers_images_by_row(
     assert torch.allclose(other[1:], together[1:], atol=1e-4)
 
 
+def test_the_scheduler_of_a_dit_steps_from_each_of_its_times_to_the_next(
+    folders: dict[str, Path], teacher: Classifier
+) -> None:
+    scheduler = make(folders, "dit", teacher)._pipeline.scheduler
+    scheduler.set_timesteps(6)  # 1000 // 6 is less than the distance of two times
+    clean, noise = torch.tensor([[0.5]]), torch.tensor([[-2.0]])
+    x = None
+    for t in scheduler.timesteps:
+        a = scheduler.alphas_cumprod[t]
+        expected = a.sqrt() * clean + (1 - a).sqrt() * noise
+        x = expected if x is None else x
+        assert torch.allclose(x, expected, atol=1e-3), "DDIM with the exact noise stays on its way"
+        x = scheduler.step(noise, t, x).prev_sample
+
+
 def test_a_round_is_only_sampling(folders: dict[str, Path], teacher: Classifier) -> None:
     settings = PipelineSettings(kind="pipeline", path=str(folders["consistency"]), sample_steps=2, batch_size=20)
     generator = build_generator(settings, teacher, 0, Accelerator(cpu=True))

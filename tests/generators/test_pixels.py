@@ -14,7 +14,7 @@ from synthkd.generators.settings import PixelSettings
 from synthkd.models import Classifier, build
 from synthkd.rng import Rows
 from synthkd.settings import ZooModel
-from synthkd.types import ImageSpec, Round, TrainableGenerator
+from synthkd.types import ImageSpec, Round, TrainableGenerator, earlier_bytes
 
 SMALL = PixelSettings(kind="pixels", batch_size=50, drawn=0.4)
 
@@ -62,6 +62,15 @@ def test_a_round_moves_images_to_their_labels_and_keeps_some_as_drawn(teacher: C
         unasked = teacher(draw(300, teacher.spec, Rows(0, "other"))).softmax(1)[:, :1]
     assert float(asked.mean()) > float(unasked.mean()) + 0.3
     assert all(p.requires_grad and p.grad is None for p in teacher.parameters())
+
+
+def test_results_of_earlier_rounds_are_bounded_in_bytes(teacher: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "REMEMBERED_BYTES", 40 * 4 * 64)
+    generator = make(teacher, steps=1)
+    for index in range(2):
+        generator.round(index, 0.3)
+    assert len(generator.state_dict()["earlier"]) == 40, "of 60"
+    assert earlier_bytes(generator) == 40 * 4 * 64
 
 
 def test_samples_have_the_asked_label_and_depend_on_their_row_alone(teacher: Classifier) -> None:

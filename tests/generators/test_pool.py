@@ -50,6 +50,13 @@ def test_the_oldest_images_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     assert levels(pool.sample(torch.zeros(3, dtype=torch.long), Rows(0, "x"))) == [3, 3, 3]
 
 
+def test_a_full_pool_takes_the_bytes_that_it_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "MOST_BYTES", 3 * 4)
+    pool = filled()
+    assert len(pool) == 3
+    assert pool.most_bytes == pool.state_dict()["images"].nbytes
+
+
 def test_saved_and_restored(tmp_path: Path) -> None:
     pool, other = filled(), Pool(SPEC)
     pool.save(tmp_path)
@@ -80,3 +87,13 @@ def test_of_many_classes_each_image_of_a_class_is_given() -> None:
     labels = balanced_labels(800, 0, 200)
     given = (255 * pool.sample(labels, Rows(0, "x"))[labels == 7, 0, 0, 0]).round().int().tolist()
     assert sorted(given) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("asked", "least"), [(range(10), 50), (range(2), 40), (range(1), 40)])
+def test_few_images_of_a_class_are_given_twice_before_all_are_given_once(asked: range, least: int) -> None:
+    pool = Pool(ImageSpec(1, 2, 2, 10))
+    pool.add((torch.arange(500) // 10).view(-1, 1, 1, 1).expand(-1, 1, 2, 2) / 255, torch.arange(500) % 10)
+    labels = torch.arange(50 * len(asked)) % len(asked)
+    for start in (0, 32, 64):  # with all classes in turn, from the first or not
+        given = pool.sample(labels, Rows(0, "x", start))
+        assert all(len(set(levels(given[labels == label]))) >= least for label in asked)

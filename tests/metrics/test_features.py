@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from synthkd.errors import ConfigError, DataError, ModelError
+from synthkd.imports import allowing
 from synthkd.metrics import features as features_module
 from synthkd.metrics.efficientnet import EfficientNetLite0
 from synthkd.metrics.features import build_extractor, extract
@@ -129,6 +130,37 @@ def test_a_digest_tells_architectures_apart_that_share_their_weights() -> None:
 
     assert digest(1) == digest(1)
     assert digest(1) != digest(2)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("model", ["own_network:network", "network.pt"])
+def test_a_digest_tells_apart_what_code_of_ones_own_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # two files of one second would be taken for one
+
+    def digest(computed: str) -> str:
+        monkeypatch.delitem(sys.modules, "own_network", raising=False)
+        importlib.invalidate_caches()
+        (tmp_path / "own_network.py").write_text(
+            "import torch\n"
+            "class Network(torch.nn.Linear):\n"
+            "    def forward(self, images):\n"
+            f"        return super().forward({computed}.flatten(1))\n"
+            "def network():\n"
+            "    torch.manual_seed(0)\n"
+            "    return torch.nn.Sequential(Network(12, 2))\n"
+        )
+        network = importlib.import_module("own_network").network()
+        torch.jit.trace(network.eval(), torch.rand(2, 3, 2, 2)).save("network.pt")
+        with allowing(folders=[tmp_path]):
+            return build_extractor(LoadedExtractor(kind="load", model=model, size=2, classes=2), CPU).digest
+
+    first = digest("images")
+    assert digest("images.sqrt()") != first
+    assert model == "network.pt" or digest("images") == first  # a file that is saved again has other bytes
 
 
 def test_a_digest_survives_saving(teacher: Classifier, tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ def test_moments_are_those_of_all_rows_in_whatever_order_and_depth() -> None:
     assert ways[3].features.n == 0, "a part without features leaves no sample"
     assert ways[0].name == "part 0 and 3 more"
     assert ways[2].name == "part 0 and 3 more"
-    assert ways[0].content == ways[1].content
+    assert ways[0].content == ways[1].content == ways[2].content
+    assert len({one.content for one in (ways[0], ways[3], joined(parts, 6))}) == 3, "other samples have other scores"
 
 
 def test_a_sample_is_a_subset_that_keeps_rows_labels_and_logits_together() -> None:
@@ -174,6 +175,16 @@ def test_moments_alone_give_fd_and_say_what_they_do_not_give() -> None:
     assert first.uncertainty is None
     assert {score.value for score in others} == {None}
     assert all("has moments only" in score.note for score in others)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_sample_that_is_too_small_for_scores_gives_fd(rows: int) -> None:
+    options = SuiteOptions(subsets=3, subset_size=10, splits=2)
+    ours, real = [part(40, 0), part(60, 1)], scored(part(80, 2))
+    first, *others = measure(scored(joined(ours, rows)), real, options).scores
+    assert first.value == measure(scored(joined(ours, 0)), real, options).scores[0].value
+    assert {score.value for score in others} == {None}
+    assert all(f"has those of {rows} only" in score.note for score in others)
 
 
 def test_a_part_is_let_go_before_the_next_one_is_read() -> None:

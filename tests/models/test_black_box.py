@@ -105,6 +105,16 @@ def test_a_record_survives_a_kill(tmp_path: Path, answers: str) -> None:
     assert path.stat().st_size == len(again._head) + 5 * again._length
 
 
+def test_a_kill_while_a_record_begins_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        BlackBox(settings(), Counting()).record(tmp_path / "answers.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "answers.bin"
     box = BlackBox(settings(), Counting())

@@ -173,6 +173,10 @@ def test_a_folder_of_transformers(transformers_folder: Path, tmp_path: Path) -> 
         ({"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [51] * 3}, (32, 32), [0.5] * 3, [0.2] * 3),
         ({"rescale_factor": 2 / 255, "image_mean": [1] * 3, "image_std": [1] * 3}, (32, 32), [0.5] * 3, [0.5] * 3),
         ({"do_rescale": False, "do_normalize": False}, (32, 32), [0] * 3, [1 / 255] * 3),
+        ({"include_top": True}, (32, 32), [0.5, 0.4, 0.3], [0.04, 0.04, 0.01]),
+        ({"include_top": True, "do_normalize": False}, (32, 32), [0] * 3, [0.2, 0.2, 0.1]),
+        ({"rescale_offset": True, "rescale_factor": 2 / 255, "do_normalize": False}, (32, 32), [0.5] * 3, [0.5] * 3),
+        ({"rescale_offset": True, "rescale_factor": 2 / 255}, (32, 32), [0.75, 0.7, 0.65], [0.1, 0.1, 0.05]),
     ],
 )
 def test_preprocessors_of_transformers(
@@ -184,6 +188,25 @@ def test_preprocessors_of_transformers(
     assert found.size == size
     for own, expected in ((found.mean, mean), (found.std, std)):
         assert own is None if expected is None else own == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("key", ["do_flip_channel_order", "do_flip_channels"])
+def test_flipped_channels_are_refused(transformers_folder: Path, key: str) -> None:
+    path = transformers_folder / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: True}))
+    with pytest.raises(ModelError, match=rf"takes images as blue, green and red \(preprocessor_config.json: {key}\)"):
+        load_model(settings(transformers_folder))
+
+
+def test_without_a_preprocessor_the_recipe_says_mean_and_std(transformers_folder: Path) -> None:
+    (transformers_folder / "preprocessor_config.json").unlink()
+    with pytest.raises(
+        ConfigError, match=r"has no readable preprocessor_config\.json; copy it, too, or set mean and std"
+    ):
+        load_model(settings(transformers_folder, size=32))
+    stated = settings(transformers_folder, size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
+    assert load_model(stated).normalize.mean.flatten().tolist() == pytest.approx([0.5, 0.4, 0.3])
+    assert load_model(settings(transformers_folder, size=32, untrained=True)).spec == ImageSpec(3, 32, 32, 3)
 
 
 def test_networks_of_transformers_that_are_refused(transformers_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,6 +188,30 @@ def test_a_layer_whose_weight_serves_two_places_stays() -> None:
     assert norms(folded) == 1
 
 
+class TwoPaths(nn.Module):
+    """A layer has a second path, by which the module does not call it, but by which torch.fx knows it."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__()
+        layers = nn.Linear(12, 12), nn.BatchNorm1d(12)
+        self.first_path = layers[place]
+        self.layer, self.norm = layers
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.layer(x.mean(2).flatten(1)[:, :12])))
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_layer_that_has_two_paths_stays(place: int) -> None:
+    model, images = Classifier(TwoPaths(place), SPEC), torch.rand(4, *SPEC.shape)
+    lively(model)
+    model.eval()
+    folded = fold_batch_norm(model)
+    torch.testing.assert_close(folded(images), model(images), atol=1e-5, rtol=1e-5)
+    assert norms(folded) == 1
+
+
 class Untraceable(nn.Module):
     def __init__(self) -> None:
         super().__init__()

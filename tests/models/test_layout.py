@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from synthkd.errors import ModelError
 from synthkd.models import Classifier, build_model, head, stages
+from synthkd.models.layout import blank_features
 from synthkd.settings import LoadedModel
 from synthkd.taps import observe
 from synthkd.types import ImageSpec
@@ -83,3 +84,8 @@ def test_a_model_without_either() -> None:
     assert stages(model) == ()
     with pytest.raises(ModelError, match="no linear layer"):
         head(model)
+
+
+def test_a_model_without_parameters_has_features() -> None:
+    model = Classifier(nn.Sequential(nn.Flatten(), nn.Identity()), ImageSpec(1, 8, 8, 64))
+    assert blank_features(model, ["body.1"])["body.1"].shape == (1, 64)

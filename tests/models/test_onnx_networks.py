@@ -44,6 +44,7 @@ def write(model: nn.Module, path: Path, *, norms: bool = False, count: int | Non
 @pytest.fixture
 def _converter() -> None:
     pytest.importorskip("onnx2pytorch")
+    pytest.importorskip("onnxruntime")
 
 
 @pytest.mark.usefixtures("_converter")
@@ -69,6 +70,24 @@ def test_an_onnx_file_becomes_the_network_that_it_was(norms: bool, tmp_path: Pat
 
 @pytest.mark.usefixtures("_converter")
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize("case", ["constant scale", "equal norms", "equal biases"])
+def test_constants_and_shared_weights_reach_their_layers(case: str, norms: bool, tmp_path: Path) -> None:
+    first, second = nn.Conv2d(3, 3, 3, 1, 1), nn.Conv2d(3, 3, 3, 1, 1)
+    if case == "constant scale":  # the exporter writes nodes Constant
+        second = nn.BatchNorm2d(3, affine=False)
+    elif case == "equal norms":  # and of equal weights nodes Identity
+        first, second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    else:
+        second.load_state_dict(first.state_dict())
+    model = nn.Sequential(nn.Sigmoid(), first, nn.ReLU(), second, nn.Flatten(), nn.Linear(192, 5))
+    model(5 * IMAGES)
+    write(model.eval(), tmp_path / "net.onnx", norms=norms)
+    assert torch.allclose(load_model(settings(tmp_path / "net.onnx"))(IMAGES), model(IMAGES), atol=1e-5)
+
+
+@pytest.mark.usefixtures("_converter")
+@pytest.mark.filterwarnings("ignore")
 def test_our_own_exports_are_read(tmp_path: Path) -> None:
     own = build(ZooModel(arch="convnet", width=4), ImageSpec(*SHAPE, 5), (0.5,) * 3, (0.2,) * 3).eval()
     export_onnx(own, tmp_path / "model.onnx")
@@ -86,6 +105,16 @@ def test_refused_files(tmp_path: Path) -> None:
     write(Fixed(), tmp_path / "fixed.onnx", count=4)
     with pytest.raises(ModelError, match=r"fixed\.onnx takes 4 images at once and no other number; export it with"):
         load_model(settings(tmp_path / "fixed.onnx"))
+
+    class Computed(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight.abs(), self.bias)
+
+    norm = Computed(3)
+    nn.init.ones_(norm.bias)
+    write(nn.Sequential(norm, nn.Flatten(), nn.Linear(192, 5)), tmp_path / "computed.onnx", norms=True)
+    with pytest.raises(ModelError, match=r"turned into PyTorch layers \(they give other values than ONNX Runtime\)"):
+        load_model(settings(tmp_path / "computed.onnx"))
     torch.onnx.export(
         network().train(), (IMAGES,), str(tmp_path / "train.onnx"), dynamo=False,
         training=torch.onnx.TrainingMode.TRAINING, do_constant_folding=False,

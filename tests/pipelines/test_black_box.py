@@ -315,6 +315,11 @@ def test_a_round_that_no_budget_covers_is_refused() -> None:
         ConfigError, match=r"teacher\.queries: 10 do not cover a round of 20 images; raise it, or lower"
     ):
         plan(drawn(teacher={"queries": 10}))
+    phases = [{"kind": "joint", "steps": 4, "every": 2}]
+    for transfer_set, place in (({"generator": {"kind": "auto"}}, "transfer_set"), ([{}], r"transfer_set\.0")):
+        said = rf"lower {place}\.generator\.batch_size \(with {place}\.generator\.kind=auto\)$"
+        with pytest.raises(ConfigError, match=said):
+            plan(recipe(transfer_set=transfer_set, phases=phases, teacher={"queries": 10}))
 
 
 def test_a_function_that_only_a_file_names_is_not_called(task: dict[str, Any]) -> None:

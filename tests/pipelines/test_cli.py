@@ -14,6 +14,7 @@ from synthkd.imports import own
 from synthkd.pipelines import cli, doctor
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.config.recipes import KEYS, recipes
+from synthkd.settings import yaml_text
 from synthkd.settings.load import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,6 +92,19 @@ def test_a_file_with_an_equals_sign_in_its_path_is_a_file(calls, tmp_path):
     path.write_text("teacher: {kind: load, model: here}\nstudent: {arch: mlp}\n")
     assert cli.main(["distill", str(path)]) == 0
     assert calls[0][0].teacher.model == str(path.parent / "here")
+
+
+@pytest.mark.parametrize("name", ["lr=0.1", "it #2", "\N{GRINNING FACE}", "a\u2028b: 'c' \x7f"])
+def test_a_run_may_have_any_name(calls, capsys, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    run = Path("runs", name)
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("teacher: {kind: load, model: t}\nstudent: {arch: mlp}\nphases: []\n")
+    assert cli.main(["distill", str(run)]) == 0
+    assert calls[0][0].out == str(run)
+    capsys.readouterr()
+    assert cli.main(["config", "show", "evaluate", str(run), "real=x"]) == 0
+    assert yaml_text.parse(capsys.readouterr().out)["generated"] == [str(run)]
 
 
 @pytest.mark.parametrize(

@@ -329,6 +329,9 @@ def test_a_teacher_without_batch_norm_is_refused_before_training(tmp_path: Path)
 def test_a_run_that_failed_before_it_began_can_be_corrected_in_place(teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"bank\.capacity: a round of 32 images"):
         distill(config_for(teacher, tmp_path / "run", "transfer_set.bank.capacity=8"))
+    small = GENERATED | {"bank": {"capacity": 8}}
+    with pytest.raises(ConfigError, match=r"^transfer_set\.0\.bank\.capacity: a round of 32 images"):
+        distill(config_for(teacher, tmp_path / "run", transfer_set=[small]))
     assert isinstance(distill(config_for(teacher, tmp_path / "run")), Result)
 
 
@@ -545,6 +548,9 @@ def test_a_key_beside_kind_auto_is_one_of_the_generator_that_the_teacher_chooses
     wrong = config_for(teacher, None, transfer_set={"generator": {"kind": "auto", "noise": 3}})
     with pytest.raises(ConfigError, match=r"generator\.noise: this teacher chooses inversion, which has no such key"):
         distill(wrong, dry_run=True)
+    listed = config_for(teacher, None, transfer_set=[{"generator": {"kind": "auto", "noise": 3}}])
+    with pytest.raises(ConfigError, match=r"^transfer_set\.0\.generator\.noise: this teacher chooses"):
+        distill(listed, dry_run=True)
 
 
 def test_a_dry_run_holds_no_bank_that_goes_to_disk(teacher: Path) -> None:

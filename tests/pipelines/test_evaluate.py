@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from synthkd.data.read.real import load_splits
-from synthkd.errors import ConfigError, DataError
+from synthkd.errors import ConfigError, DataError, ModelError
 from synthkd.models import build_model, save
 from synthkd.pipelines import evaluate
 from synthkd.pipelines.cli import main
@@ -300,6 +300,33 @@ def test_a_named_split_is_a_set(teacher: Path, sets: dict[str, Path]) -> None:
     assert "real: 359 images" in str(plan)
 
 
+@pytest.mark.parametrize("key", ["train", "holdout"])
+def test_which_part_of_a_dataset_was_learned_from_is_said(sets: dict[str, Path], teacher: Path, key: str) -> None:
+    data = {"kind": "npz", "path": str(sets["real"])}
+    source = {
+        **SMALL,
+        "generated": [str(sets["good"])],
+        "real": {"data": data},
+        "teacher": {"kind": "load", "model": str(teacher)},
+    }
+    with pytest.raises(ConfigError, match=rf"{key}.split: say which part of the dataset it is"):
+        load_config(EvaluateConfig, {**source, key: {"data": data}}, [])
+    plan = str(
+        evaluate(load_config(EvaluateConfig, {**source, key: {"data": data, "split": "test"}}, []), dry_run=True)
+    )
+    # Real images that were not learned from leave the real set as it is.
+    assert ("real: 300 images" in plan) == (key == "holdout")
+
+
+def test_a_limit_of_unreadable_files_that_reaches_no_dataset_is_refused(sets: dict[str, Path]) -> None:
+    folder = {"kind": "folder", "root": "photos"}
+    source = {"generated": [str(sets["good"])], "real": {"data": folder}, "skip_bad": 1}
+    with pytest.raises(ConfigError, match=r"real is a dataset: set real.data.skip_bad=true, or give real as a path"):
+        load_config(EvaluateConfig, source, [])
+    load_config(EvaluateConfig, source | {"real": {"data": folder | {"skip_bad": True}}}, [])
+    load_config(EvaluateConfig, source | {"real": {"data": {"kind": "digits"}}}, [])
+
+
 def test_the_command_line(
     sets: dict[str, Path], teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -332,6 +359,34 @@ def test_mistakes_end_before_any_work(sets: dict[str, Path], teacher: Path, tmp_
         scored(tmp_path / "run", [tmp_path / "nowhere"], sets["real"], teacher={"kind": "load", "model": str(teacher)})
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"options": {"softmax": True}}, r"the teacher gives probabilities"),
+        ({"classes": 7}, r"the teacher must give logits \[N, 7\]"),
+        ({"size": 6}, r"the teacher cannot take 1x6x6 images"),
+    ],
+)
+def test_a_teacher_that_is_none_ends_before_any_work(
+    sets: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: dict[str, Any],
+    message: str,
+) -> None:
+    (tmp_path / "own_teacher.py").write_text(
+        "import torch\n"
+        "def network(softmax=False):\n"
+        "    torch.manual_seed(0)\n"
+        "    layers = [torch.nn.Flatten(), torch.nn.Linear(64, 10)]\n"
+        "    return torch.nn.Sequential(*layers, *[torch.nn.Softmax(1)][: int(softmax)])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    judge = {"kind": "load", "model": "own_teacher:network", "channels": 1, "size": 8, "classes": 10, **wrong}
+    with pytest.raises(ModelError, match=message):
+        scored(tmp_path / "run", [sets["good"]], sets["real"], teacher=judge)
+
+
 def test_a_classifier_is_trained_on_the_generated_images(
     sets: dict[str, Path], teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,6 +413,25 @@ def test_a_class_that_was_not_generated_is_all_wrong(
     assert collapsed["value"] < 0.4 < good["value"], "three classes of ten"
     assert good["interval"][0] < good["value"] < good["interval"][1]
     assert "fewer than two of the real classes" in found["one.npz"]["CAS"]["note"]
+
+
+def test_images_that_no_classifier_takes_cost_its_score_alone(
+    sets: dict[str, Path], teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPE["training"], "steps", 2)
+    judge = {"kind": "load", "model": str(teacher)}
+    images, labels = (part[:60] for part in digits())
+    tiny = write_npz(tmp_path / "tiny.npz", images[:, :, 2:6, 2:6].contiguous(), labels)
+    colour = write_npz(tmp_path / "colour.npz", images.expand(-1, 3, -1, -1).contiguous(), labels)
+    found = scored(tmp_path / "tiny", [sets["good"]], tiny, teacher=judge, cas=True)["good.npz"]
+    assert found["CAS"]["value"] is None
+    assert "4x4" in found["CAS"]["note"]
+    assert found["FD-teacher"]["value"] is not None
+    assert not list((tmp_path / "tiny" / "cas").glob("*.npz"))
+    asked = {**SMALL, "generated": [str(sets["good"])], "real": str(tiny), "teacher": judge, "cas": True}
+    assert isinstance(evaluate(load_config(EvaluateConfig, asked, []), dry_run=True), Plan)
+    found = scored(tmp_path / "colour", [colour], sets["real"], teacher=judge, cas=True)["colour.npz"]
+    assert "its images are 3x8x8, the real ones 1x8x8" in found["CAS"]["note"]
 
 
 def test_images_of_another_shape_are_noted(sets: dict[str, Path], teacher: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from synthkd.generators.continuous import Continuous
 from synthkd.generators.files import save_generator
 from synthkd.generators.inversion import Inversion
 from synthkd.generators.method_settings import ContinuousSettings
+from synthkd.generators.settings import MerfSettings
 from synthkd.models import load
 from synthkd.pipelines import generate, teach
 from synthkd.pipelines.config import GenerateConfig, TeachConfig
@@ -269,6 +270,21 @@ def test_a_saved_generator_that_knows_no_class_is_refused_too(teacher: Path, tmp
     save_generator(Continuous(settings, model), settings, tmp_path / "g", model.spec, (), 0, 0)
     with pytest.raises(ConfigError, match="kind: continuous images are made for no class"):
         made(teacher, tmp_path / "run", generator={"kind": "saved", "path": str(tmp_path / "g")})
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_the_images_of_a_private_generator_are_not_compared_with_its_training(
+    teacher: Path, tmp_path: Path, saved: bool
+) -> None:
+    settings, model = MerfSettings(kind="merf", epsilon=1.0, delta=1e-5), load(teacher / "teacher")
+    generator = settings.model_dump()
+    if saved:  # the weights of another generator do, since only the settings are read
+        other = Continuous(ContinuousSettings(kind="continuous", one_hot=1.0, width=4, latent=4), model)
+        save_generator(other, settings, tmp_path / "g", model.spec, (), 0, 0)
+        generator = {"kind": "saved", "path": str(tmp_path / "g")}
+    changes = {"generator": generator, "rounds": 0 if saved else 1, "data": {"kind": "digits"}}
+    with pytest.raises(ConfigError, match="compares with every private image without noise"):
+        made(teacher, tmp_path / "run", **changes, filters={"copies": 0.1})
 
 
 def test_repeated_images_are_told(teacher: Path, tmp_path: Path) -> None:

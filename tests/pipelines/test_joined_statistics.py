@@ -64,7 +64,9 @@ def test_joined_files_are_scored_as_the_images(
     learned = "train=a.safetensors holdout=real.npz out=none"
     assert main(f"evaluate both.npz real=real.npz {learned} {COMMON}".split()) == 2
     assert "train: saved features stand for the real and the generated sets only" in capsys.readouterr().err
-    assert main(f"evaluate none.safetensors real=real.npz {COMMON} out=dry --dry-run".split()) == 0
+    assert main(["statistics", "some.safetensors", "--keep", "1", "-o", "one"]) == 0
+    for few in ("none", "one"):
+        assert main(f"evaluate {few}.safetensors real=real.npz {COMMON} out=dry --dry-run".split()) == 0
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,8 @@ def test_joined_files_are_scored_as_the_images(
         ("statistics nothing -o all", 3, "features file not found: nothing.safetensors"),
         ("statistics nothing -o taken", 2, "-o: taken.safetensors exists and holds no features"),
         ("statistics nothing -o all --keep -1", 2, "--keep"),
+        ("statistics nothing -o .", 2, "'.' names no file"),
+        ("statistics / -o all", 2, "'/' names no file"),
         ("evaluate a.npz b.npz real=c.npz save_generated=x.safetensors", 2, "one file has the features of one set"),
     ],
 )

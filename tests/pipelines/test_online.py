@@ -19,10 +19,13 @@ from synthkd.pipelines.run import job
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.student.assembly import assemble
 from synthkd.pipelines.student.teachers import untrained_teacher
+from synthkd.pipelines.student.watch import RunWatch
 from synthkd.reports.report import write_report
 from synthkd.settings import Refine, ZooModel
 from synthkd.settings.load import dump_config, load_config
 from synthkd.system.sealed import unsealed
+from synthkd.training.measuring import Allowance
+from synthkd.training.monitor import Monitor
 from synthkd.types import ImageSpec
 
 DIGITS = {"kind": "digits"}
@@ -202,6 +205,24 @@ def test_online_with_all_its_parts_survives_a_stop(teacher: dict[str, Any], tmp_
         "adapt/weight_of_answers", "adapt/strength", "adapt/temperature", "adapt/gap", "student/mutual", "peer 1/crd",
         "peer 2/mutual", "student/average", "student/exits",
     } <= logged(straight)  # fmt: skip
+
+
+def test_a_swap_at_the_first_step_after_a_checkpoint_is_logged_once(tmp_path: Path) -> None:
+    controllers = SimpleNamespace(teaching=0)
+
+    def evaluation(_: int) -> dict[str, float]:
+        controllers.teaching = 1
+        return {}
+
+    evaluation.controllers = controllers  # type: ignore[attr-defined]
+    students = [SimpleNamespace(name="student"), SimpleNamespace(name="peer 1")]
+    monitor, assembly = Monitor(tmp_path), SimpleNamespace(evaluation=evaluation, students=students)
+    watch = RunWatch(SimpleNamespace(monitor=monitor), assembly, None, Allowance())  # type: ignore[arg-type]
+    for _ in range(2):
+        monitor.rewind(6)  # to the checkpoint after step 6
+        controllers.teaching = 0
+        watch.evaluate(6, 6)
+    assert [row["teaching"] for row in monitor.rows() if row.get("kind") == "swap"] == ["peer 1"]
 
 
 def test_a_peer_without_a_model_is_a_copy_of_the_teacher_that_goes_on_learning(teacher: dict[str, Any]) -> None:

@@ -289,6 +289,7 @@ NOBODY_FILLS = "transfer_set: one source has no share and fills the rest, each o
         ([{"kind": "gen"}], "transfer_set.0.kind: expected one of 'generated', 'stored', 'real', "
             "'procedural', 'pictures', got 'gen'"),
         (CGAN, "transfer_set.generator.kind: cgan learns from real images: set transfer_set.data"),
+        ([CGAN], "transfer_set.0.generator.kind: cgan learns from real images: set transfer_set.0.data"),
         (
             [CGAN, {"kind": "real", "data": STREAM, "share": 0.5}],
             "transfer_set: cgan learns from a fixed dataset, not from a stream: set data of kind generated",

@@ -4,6 +4,7 @@ import copy
 import json
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -17,10 +18,10 @@ from synthkd.privacy.dpsgd import (
     PoissonSource,
     PrivateLearner,
     plan_mechanism,
-    require_trainable,
     statement,
 )
 from synthkd.privacy.journal import Journal
+from synthkd.privacy.own_gradients import require_trainable
 from synthkd.settings import AugmentSettings, DPSettings, OptimizerSettings, ZooModel
 from synthkd.types import Batch, ImageSpec
 
@@ -32,9 +33,9 @@ SGD = OptimizerSettings(kind="sgd", lr=1.0, momentum=0.0, schedule="constant")
 CPU = torch.device("cpu")
 
 
-def model() -> Classifier:
+def model(arch: Literal["convnet", "vit"] = "convnet", width: int = 4) -> Classifier:
     torch.manual_seed(0)
-    return build(ZooModel(arch="convnet", width=4, norm="group"), SPEC)
+    return build(ZooModel(arch=arch, width=width, norm="group"), SPEC)
 
 
 def images(count: int) -> tuple[Tensor, Tensor]:
@@ -79,8 +80,9 @@ def test_an_example_moves_the_weights_by_its_clipped_gradient_at_most() -> None:
     assert float(moved(start, ours).norm()) == pytest.approx(0.01 / 8, rel=1e-4), "over the expected batch size"
 
 
-def test_the_noise_has_the_stated_size_and_comes_with_an_empty_batch_too() -> None:
-    ours, start = model(), model()
+@pytest.mark.parametrize("arch", ["convnet", "vit"])
+def test_the_noise_has_the_stated_size_and_comes_with_an_empty_batch_too(arch: Literal["convnet", "vit"]) -> None:
+    ours, start = model(arch, 24), model(arch, 24)  # so many numbers that the bound is 10 standard deviations away
     learner(ours, mechanism(noise_multiplier=3.0, clip=2.0)).update(lambda: batch(0), F.cross_entropy, 0)
     assert float(moved(start, ours).std()) == pytest.approx(3.0 * 2.0 / 8, rel=0.05)
 
@@ -177,6 +179,17 @@ def test_without_opacus_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "opacus", None)
     with pytest.raises(MissingExtraError, match=r"training.dp needs .*: pip install 'synthkd\[dp\]'"):
         learner(model(), mechanism())
+
+
+def test_layers_in_place_work_out_of_place() -> None:
+    def module(inplace: bool) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(inplace), nn.Linear(8, 4))
+
+    ours, same = module(True), module(False)
+    for each in (ours, same):
+        learner(each, mechanism()).update(lambda: batch(8), F.cross_entropy, 0)
+    assert torch.equal(moved(ours, same), torch.zeros(556))
 
 
 class Counting(nn.Module):

@@ -11,6 +11,7 @@ from synthkd.privacy.audit import AVERAGE_CASE, GIVEN
 from synthkd.privacy.copies import copy_test
 from synthkd.privacy.report import FLOWS, plain, privacy_report
 from synthkd.privacy.verdict import Check, Claim, rounded_up, verdict
+from synthkd.settings import Flow
 
 CLAIM = Claim(epsilon=1.0, delta=1e-5, adjacency="add_or_remove_one", unit="image", insecure=False)
 GOOD, BAD = Check("blind baseline", True, "fine"), Check("positive control", False, "nobody was caught")
@@ -80,6 +81,16 @@ def test_a_report_is_json_and_names_no_row_of_a_private_image() -> None:
     assert len(told["copies"][0]["closest_distances"]) == 3
     assert any("Nothing was measured" in said for said in told["caveats"])
     assert any("one person" in said for said in told["caveats"])
+    assert not any("audit attacks" in said or "canar" in said for said in told["caveats"]), "there was none"
+
+
+@pytest.mark.parametrize(("flow", "trains"), [("dp_teacher", True), ("dp_generator", False), ("dp_both", True)])
+def test_a_claim_says_what_it_takes_for_granted(flow: Flow, trains: bool) -> None:
+    claims = [{"insecure": False}]
+    found = privacy_report(verdict(CLAIM, [], []), flow, [], claims, None, "", [], {}, "", {})
+    said = " ".join(found["dp"]["assumptions"])
+    assert "differ in one image of the training part" in said
+    assert ("independent coins" in said) == ("from that image alone" in said) == trains
 
 
 def test_plain_values_are_json() -> None:

@@ -50,6 +50,10 @@ def write(folder: Path, text: str) -> Path:
             {"precision": "bf61"},
             "precision: expected one of 'no', 'bf16', 'fp16', 'auto', got 'bf61' (did you mean 'bf16'?)",
         ),
+        (
+            {"distill": {"optimizer": {"momentum": 1}}},
+            "distill.optimizer.momentum: expected a number >= 0 and < 1, got 1",
+        ),
         ({"out": 3}, "out: expected text or null, got 3"),
         ({"name": "a/b"}, "name: expected text that matches ^[A-Za-z0-9][A-Za-z0-9._-]*$, got 'a/b'"),
         ({"sead": 3}, "sead: unknown key (did you mean 'seed'?)"),
@@ -222,6 +226,14 @@ def test_a_value_that_is_no_yaml_is_refused():
     assert line.startswith("seed: the value is not YAML: line 1, column 3: ")
 
 
+@pytest.mark.parametrize("text", ["runs/it #2", "#2", "a#1 #2"])
+def test_an_override_that_yaml_would_cut_off_is_refused(text):
+    (line,) = problems(MINIMAL, f"out={text}")
+    assert line == "out: YAML begins a comment at a # that is first or after a space; write out=\"'...'\""
+    assert load(MINIMAL, f"out='{text}'").out == text
+    assert load(MINIMAL, "out=it#2").out == "it#2"
+
+
 # --- YAML -----------------------------------------------------------------------------------------------------------
 
 
@@ -266,6 +278,14 @@ def test_plain_scalars_are_those_of_yaml_1_2(text, value):
             "line 1, column 7: could not determine a constructor for the tag "
             "'tag:yaml.org,2002:python/object:os.system'",
         ),
+        ("seed: !!int abc\n", "line 1, column 7: the value does not fit its tag !!int"),
+        ("!!map text\n", "line 1, column 1: the value does not fit its tag !!map"),
+        ("a:\n- !!bool maybe\n", "line 2, column 3: the value does not fit its tag !!bool"),
+        ("a: !!float ''\n", "line 1, column 4: the value does not fit its tag !!float"),
+        ("!!set [1]\n", "line 1, column 1: the value does not fit its tag !!set"),
+        ("!!timestamp seed: 1\n", "line 1, column 1: the value does not fit its tag !!timestamp"),
+        ('name: "\\U00110000"\n', "line 1, column 10: an escape stands for no character"),
+        ('name: "\\UFFFFFFFF"\n', "line 1, column 10: an escape stands for no character"),
         ("- 1\n- 2\n", "expected lines of key: value, got [1, 2]"),
         ("text", "expected lines of key: value, got 'text'"),
         ("a: \x07\n", "character 4 may not stand in YAML: special characters are not allowed"),

@@ -1,22 +1,26 @@
 """One optimiser step: what it refuses, and that averages and resumes are exact."""
 
+import math
+
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from synthkd.errors import TrainingError
+from synthkd.errors import ModelError, TrainingError
 from synthkd.losses.objective import Loss
 from synthkd.settings import OptimizerSettings
 from synthkd.training.ema import WeightAverage
 from synthkd.training.learner import Learner
 
 
-def make(**settings: object) -> Learner:
+def make(scaler: torch.amp.GradScaler | None = None, **settings: object) -> Learner:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     options = {"schedule": "constant", "lr": 0.1, **settings}
-    return Learner("student", module, OptimizerSettings(**options), 10, Accelerator(cpu=True))  # type: ignore[arg-type]
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = scaler
+    return Learner("student", module, OptimizerSettings(**options), 10, accelerator)  # type: ignore[arg-type]
 
 
 def loss_of(learner: Learner, step: int, factor: float = 1.0) -> Loss:
@@ -27,6 +31,13 @@ def loss_of(learner: Learner, step: int, factor: float = 1.0) -> Loss:
 
 def weights(learner: Learner) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in learner.module.parameters()]).clone()
+
+
+def test_a_frozen_network_is_refused_also_beside_helpers_that_learn() -> None:
+    frozen, accelerator = nn.Linear(2, 2).requires_grad_(False), Accelerator(cpu=True)
+    for helpers in (None, nn.Linear(2, 2)):
+        with pytest.raises(ModelError, match=r"the student has no parameter that requires a gradient; call"):
+            Learner("student", frozen, OptimizerSettings(), 10, accelerator, helpers)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -45,6 +56,20 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change() -> None
     with pytest.raises(TrainingError, match="gradient of root is not finite at step 2"):
         learner.update(Loss(root, {"root": root}), 2)
     assert torch.equal(weights(learner), before)
+
+
+def test_with_a_scaler_a_gradient_that_is_finite_at_no_scale_stops() -> None:
+    learner = make(torch.amp.GradScaler("cpu", init_scale=4.0))
+    before = weights(learner)
+    for step in range(4):
+        root = (learner.model(torch.ones(4, 3)) * 0).sum().abs().sqrt()
+        loss = Loss(root, {"root": root})
+        if step < 3:  # skipped, at the scales 4, 2 and 1
+            assert not math.isfinite(learner.update(loss, step)["student/gradient_norm"])
+        else:
+            with pytest.raises(TrainingError, match="gradient of root is not finite at step 3"):
+                learner.update(loss, step)
+        assert torch.equal(weights(learner), before)
 
 
 def test_clip_bounds_the_step_of_plain_sgd() -> None:

@@ -56,8 +56,7 @@ class FittedFiles:
     def __init__(self, top: Path, listing: Listing, spec: ImageSpec, channels: int | None = None) -> None:
         if spec.channels not in (1, 3):
             raise ModelError(
-                f"image files have 1 or 3 channels, and the model takes {spec.channels}; call it on tensors, or give "
-                "a .npz"
+                f"image files and arrays have 1 or 3 channels, and the model takes {spec.channels}; call it on tensors"
             )
         self.top, self._listing, self._spec = top, listing, spec
         self._channels = 1 if channels == 1 else spec.channels

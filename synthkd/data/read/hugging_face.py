@@ -14,7 +14,7 @@ from synthkd.data.read import webdataset
 from synthkd.data.read.compressed import is_tar
 from synthkd.data.read.decode import in_a_line, some
 from synthkd.data.read.entries import Entry, InTable, Listing
-from synthkd.data.read.labels import Written
+from synthkd.data.read.labels import Written, as_label
 from synthkd.data.read.packed import WrittenImages, labelled, packed
 from synthkd.data.read.parquet import IMAGES, has_images, list_files
 from synthkd.errors import DataError
@@ -85,9 +85,10 @@ def _list_tars(shards: Sequence[Path], cache: Path | None) -> Listing:
     listing = webdataset.list_shards(shards, cache)
     if isinstance(listing, Listing):
         return listing
-    raise DataError(
-        f"{shards[0].parent} has tars of class directories; name them by a pattern: {shards[0].parent}/*.tar"
-    )
+    folder, part = shards[0].parent, _PART.match(shards[0].name)
+    # A pattern of all tars would train on the test part.
+    which, start = ("those of each part", part[1]) if part else ("them", "")
+    raise DataError(f"{folder} has tars of class directories; name {which} by a pattern: {folder}/{start}*.tar")
 
 
 def _saved(path: Path) -> Listing:
@@ -112,7 +113,7 @@ def _listed(path: Path, part: Any) -> Listing:
     labels = part["label"][:] if "label" in part.column_names else [None] * len(part)
     written, table = WrittenImages(), _Saved(part, column)
     for row, label in enumerate(labels):
-        written.append(Written(f"row {row}", InTable(table, row), label))
+        written.append(Written(f"row {row}", InTable(table, row), as_label(label)))
     if not written:
         raise DataError(f"{path} holds no images; check the path")
     return labelled(written, class_names=names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -24,6 +25,23 @@ class Written:
     name: str
     read: Reader
     label: int | str | None
+
+
+def as_label(value: object) -> int | str | None:
+    """The label in a value of a table or a JSON file: a number or a name; None for null and NaN, which are no label.
+
+    Whole floats are integers: pandas writes integers as floats where one of them is missing.
+
+    Raises:
+        ValueError: neither a number nor a name.
+    """
+    if isinstance(value, float):
+        value = None if math.isnan(value) else int(value) if value.is_integer() else value
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    raise ValueError(f"label must be a whole number or a name, got {str(value)[:20]!r}")
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from synthkd.data.read.class_folders import LABELS, by_labels_file, class_directories
 from synthkd.data.read.compressed import is_tar
-from synthkd.data.read.decode import some
+from synthkd.data.read.decode import in_a_line, read_and_decode, some
 from synthkd.data.read.entries import Entry, Listing
 from synthkd.data.read.folder_or_zip import PARTS, Directory, is_image, read_tree
 from synthkd.data.read.generated import SPLIT, find_generated, list_generated
@@ -119,7 +119,8 @@ def list_dataset(path: Path, lacks_classes: bool = False, cache: Path | None = N
     root = _opened(path, cache)
     if isinstance(root, Listing):
         if not root.class_names:
-            raise DataError(f"{path} has no labels to train on; {_REMEDIES.get(path.suffix.lower(), 'add them')}")
+            remedy = _REMEDIES.get(path.suffix.lower(), "add them")
+            raise DataError(f"{path} has no labels to train on{_first_objection(root)}; {remedy}")
         return root
     top = _entered(path, root, ("train", *_TEST_PARTS))
     directories = top.visible()
@@ -132,6 +133,16 @@ def list_dataset(path: Path, lacks_classes: bool = False, cache: Path | None = N
     else:
         entries, classes = _one_part(path, top, lacks_classes)
     return Listing(packed(entries, root.refused), classes, unused(root.leaves, as_packed(entries)))
+
+
+def _first_objection(listing: Listing) -> str:
+    """Why the first image is refused, in words; empty if it is not."""
+    for entry in listing.entries[:1]:
+        try:
+            entry.read()
+        except (OSError, ValueError) as error:
+            return f" ({entry.name}: {in_a_line(error)})"
+    return ""
 
 
 def list_unlabelled(path: Path, cache: Path | None = None) -> Listing:
@@ -207,12 +218,17 @@ def _entered(path: Path, top: Directory, parts: Container[str | None]) -> Direct
     while (
         not path.is_dir()
         and len(inner := top.visible()) == 1
-        and not any(map(is_image, top.files))
+        and not any(_is_picture(name, entry) for name, entry in top.files.items())
         and LABELS not in top.files
         and not any(name in parts for name in inner)
     ):
         (top,) = inner.values()
     return top
+
+
+def _is_picture(name: str, entry: Entry) -> bool:
+    """Whether a file is an image: by its suffix, or, as a LICENSE has none either, by its content."""
+    return is_image(name) and ("." in name or read_and_decode(entry.read).pixels is not None)
 
 
 def _parts(top: Directory) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 from synthkd.data.read.compressed import Temporary, TooMuchError, temporary
 from synthkd.data.read.decode import Reader, in_a_line, some
 from synthkd.data.read.entries import Entry, InFile, InTable, Listing, refused_entry
-from synthkd.data.read.labels import Written
+from synthkd.data.read.labels import Written, as_label
 from synthkd.data.read.packed import WrittenImages, labelled
 from synthkd.data.read.row_groups import LARGEST_GROUP, NO_IMAGE, REMEDY, ROWS, RowGroups, encoded, leaf, opened
 from synthkd.errors import DataError
@@ -169,10 +169,11 @@ def _copied(values: Mapping[str, Any], column: str, images: Temporary, number: s
 
 def _row(values: Mapping[str, Any], column: str, read: Reader, number: str) -> Written | Entry:
     """The image of a row with the label in it."""
-    name, label = _name(values, column) or number, values.get("label")
-    if label is not None and not (isinstance(label, str) or type(label) is int):
-        return refused_entry(name, f"label must be a number or a name, got {str(label)[:20]!r}", read)
-    return Written(name, read, label)
+    name = _name(values, column) or number
+    try:
+        return Written(name, read, as_label(values.get("label")))
+    except ValueError as error:
+        return refused_entry(name, str(error), read)
 
 
 def _name(values: Mapping[str, Any], column: str) -> str:

@@ -15,7 +15,7 @@ from synthkd.data.read.decode import with_reasons
 from synthkd.data.read.decoding import Decoding
 from synthkd.data.read.listing import list_unlabelled
 from synthkd.data.read.npz import is_arrays, read_images
-from synthkd.errors import DataError
+from synthkd.errors import ConfigError, DataError
 from synthkd.types import in_channels, to_float, to_uint8
 
 LOG = logging.getLogger(__name__)
@@ -48,8 +48,13 @@ def read_pictures(root: str | None, channels: int) -> Pictures:
         channels: of the result, 1 (grey) or 3 (RGB).
 
     Raises:
+        ConfigError: other channels.
         DataError: no image that can be read.
     """
+    if channels not in (1, 3):
+        raise ConfigError(
+            f"pictures are grey or RGB, the teacher takes {channels} channels; take kind=procedural for this source"
+        )
     if root is None:
         # Slow to import, and needed here alone.
         from sklearn.datasets import load_sample_images

@@ -12,13 +12,15 @@ from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from synthkd.data.read.folder import read_files
 from synthkd.data.read.named import read_digits, read_named
 from synthkd.data.read.npz import read_npz
-from synthkd.data.read.splits import RealData, Source, Splits, channel_statistics, split
+from synthkd.data.read.on_disk import part_of
+from synthkd.data.read.splits import RealData, Source, Splits, channel_statistics, split, test_rows
 from synthkd.errors import DataError
 from synthkd.settings import (
     DataSettings,
@@ -79,16 +81,16 @@ def load_splits(settings: DataSettings) -> Splits:
 
 def _load_splits(settings: DataSettings) -> Splits:
     source, name = _read(settings)
-    test = _DIGITS_TEST if isinstance(settings, DigitsData) else getattr(settings, "test", 0.0)
+    test = _test_share(settings)
     return split(source, name, test, settings.holdout, settings.split_seed, settings.per_class, settings.half)
 
 
 def load_test(settings: TestSettings, training: Iterable[DataSettings | UnlabelledData] = ()) -> RealData:
     """Read the images of a dataset to test on.
 
-    They are its own test part if it has one, as the digits and the datasets by name have. Else they are the share that
-    the settings ask for. If they ask for none: of a dataset that is trained on, the test split that the training leaves
-    out; of another one all images. A class may have no image.
+    They are its own test part if it has one, as the datasets by name have. Else they are the share that the settings
+    ask for. If they ask for none: of a dataset that is trained on, the images that are in the test split of each such
+    training; of the digits a fifth; of another one all images. A class may have no image.
 
     Args:
         settings: of the dataset.
@@ -97,27 +99,38 @@ def load_test(settings: TestSettings, training: Iterable[DataSettings | Unlabell
     Raises:
         DataError: as `load_splits`; all images would be tested on, and they are learned from without their labels.
     """
-    if isinstance(settings, DigitsData | NamedData):
+    if isinstance(settings, NamedData):
         return load_splits(settings).test
-    share, place, learned = settings.test, _place(settings), [*training]
-    trained = next((one for one in learned if _place(one) == place), None)
-    if share is None and isinstance(trained, FolderData | NpzData):
-        share, settings = trained.test, settings.model_copy(update={"split_seed": trained.split_seed})
-    source, name = _read(settings, lacks_classes=share is None)
+    place, learned = _place(settings), [*training]
+    own_share = None if isinstance(settings, DigitsData) else settings.test
+    trainings = [one for one in learned if not isinstance(one, UnlabelledData) and _place(one) == place]
+    splitting = trainings if own_share is None and trainings else [settings]
+    if isinstance(settings, DigitsData) and len(seeds := {one.split_seed for one in splitting}) == 1:
+        return load_splits(settings.model_copy(update={"split_seed": seeds.pop()})).test  # often read before
+    shares = [_test_share(one) for one in splitting]
+    source, name = _read(settings, lacks_classes=shares == [1.0])
     unlabelled = [_place(one) for one in learned if isinstance(one, UnlabelledData)]
     if source.train is None and place is not None and any(one is not None and one[1] == place[1] for one in unlabelled):
         raise DataError(
             f"test: the student learns from {name}, without its labels, so it tests nothing; name another set"
         )
-    if source.train is None and share is not None and share < 1.0:
-        return replace(split(source, name, share, settings.holdout, settings.split_seed).test, notes=source.notes)
     check_labels(source.labels, len(source.class_names), name)
-    rows = slice(source.train or 0, None)
+    parts = [test_rows(source, share, one.split_seed) for share, one in zip(shares, splitting, strict=True)]
+    rows = torch.from_numpy(np.flatnonzero(np.logical_and.reduce(parts)))
     channels, height, width = source.images.shape[1:]
     spec = ImageSpec(channels, height, width, len(source.class_names))
-    numbers = torch.arange(len(source.labels))[rows]
-    images = source.images[rows] if isinstance(source.images, Tensor) else source.images.part(numbers)
+    images = source.images if len(rows) == len(source.labels) else part_of(source.images, rows)
     return RealData(images, source.labels[rows], spec, source.class_names, name, source.notes)
+
+
+def _test_share(settings: DataSettings | TestSettings) -> float:
+    """The share of a dataset without a test part that its test split takes; 1 where settings of a test ask for none."""
+    match settings:
+        case DigitsData():
+            return _DIGITS_TEST
+        case NamedData():
+            return 0.0  # these have a test part
+    return 1.0 if settings.test is None else settings.test
 
 
 def _read(settings: DataSettings | TestSettings, lacks_classes: bool = False) -> tuple[Source, str]:
@@ -142,6 +155,8 @@ def _read(settings: DataSettings | TestSettings, lacks_classes: bool = False) ->
 def _place(settings: DataSettings | TestSettings | UnlabelledData) -> tuple[str, Path] | None:
     """What two settings of one dataset have in common; None for datasets that have a test part of their own."""
     match settings:
+        case DigitsData():
+            return settings.kind, Path()
         case NpzData() | NpzTest() | UnlabelledData():
             return settings.kind, Path(settings.path).expanduser().resolve()
         case FolderData() | FolderTest():

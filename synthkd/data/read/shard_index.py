@@ -18,7 +18,7 @@ from synthkd.system.sealed import sealed, unsealed
 SETTLED = 2_000_000_000
 """Nanoseconds since the last change of a tar before what it holds is kept: a file that changes again so soon may keep
 its time, of which some file systems know the second only."""
-_FORMAT = "synthkd shard 1"
+_FORMAT = "synthkd shard 2"
 
 
 @dataclass(frozen=True)

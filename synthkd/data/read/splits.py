@@ -129,15 +129,12 @@ def split(
     if len(names) < 2:
         raise DataError(f"{name}: a classifier needs at least two classes, got {len(names)}: {list(names)}")
     check_labels(labels, len(names), name)
-    if source.train is None:
-        test = _stratified(labels.numpy(), test_fraction, numpy_stream(seed, "test split"))
-    else:
-        test = np.arange(len(labels)) >= source.train
+    test = test_rows(source, test_fraction, seed)
     rest = np.flatnonzero(~test)
     if half is not None:
-        # Not by `seed`: the halves of two splits of one dataset must not overlap if only their seeds differ.
-        in_first = _stratified(labels.numpy()[rest], 0.5, numpy_stream(0, "halves"))
-        rest = rest[in_first if half == "first" else ~in_first]
+        # By neither `seed` nor `test_fraction`: the halves of two splits of one dataset must not overlap.
+        in_first = _stratified(labels.numpy()[: source.train], 0.5, numpy_stream(0, "halves"))
+        rest = rest[in_first[rest] == (half == "first")]
     # Before the holdout is taken: `_stratified` leaves every class at least one row, but cannot give it one.
     present = np.bincount(labels.numpy()[rest], minlength=len(names)) > 0
     if not present.all():
@@ -157,6 +154,15 @@ def split(
     if per_class is not None:
         train = train[_few_of_each(labels.numpy()[train], per_class, numpy_stream(seed, "per class"))]
     return Splits(part(train), part(rest[holdout]), part(np.flatnonzero(test)), source.notes)
+
+
+def test_rows(source: Source, fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Mark the rows `[N]` of the test part: the dataset's own, else a stratified fraction; a fraction of 1 is all."""
+    if source.train is not None:
+        return np.arange(len(source.labels)) >= source.train
+    if fraction == 1.0:
+        return np.ones(len(source.labels), dtype=np.bool_)
+    return _stratified(source.labels.numpy(), fraction, numpy_stream(seed, "test split"))
 
 
 def _stratified(labels: NDArray[np.int64], fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:

@@ -49,8 +49,8 @@ def read_unlabelled(settings: UnlabelledData, spec: ImageSpec, class_names: tupl
         images = alike_in_channels(images, spec.channels)
     if images.shape[1:] != spec.shape:
         wanted, got = ("x".join(map(str, shape)) for shape in (spec.shape, images.shape[1:]))
-        remedy = "channels to 1" if images.shape[1] != spec.channels else f"size to {min(spec.height, spec.width)}"
-        raise DataError(f"{path}: images are {got}, the teacher takes {wanted}; set {remedy}, or convert them")
+        remedy = _remedy(images.shape[1], spec, is_arrays(path))
+        raise DataError(f"{path}: images are {got}, the teacher takes {wanted}; {remedy}")
     held = _held_out(len(images), settings.holdout)
     if bool(held.all()):
         raise DataError(f"{path} holds {len(images)} images, too few to hold any out; add some, or set holdout to 0")
@@ -59,6 +59,18 @@ def read_unlabelled(settings: UnlabelledData, spec: ImageSpec, class_names: tupl
         return RealData(part_of(images, rows), torch.full((int(rows.sum()),), -1), spec, class_names, name)
 
     return Splits(part(~held), part(held), part(torch.zeros_like(held)))
+
+
+def _remedy(channels: int, spec: ImageSpec, arrays: bool) -> str:
+    """What to do about images of another shape than the teacher's, in words."""
+    if spec.channels not in (1, 3):
+        return "images as data have 1 or 3 channels, so take another teacher"
+    if channels != spec.channels:
+        return f"set channels to {spec.channels}, or convert them"
+    if arrays:
+        return "resize the array"
+    size = spec.height if spec.height == spec.width else [spec.height, spec.width]
+    return f"set size to {size}, or convert them"
 
 
 def _of_npz(path: Path, settings: UnlabelledData) -> Tensor:

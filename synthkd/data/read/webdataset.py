@@ -11,7 +11,7 @@ from synthkd.data.read.compressed import plain_tar
 from synthkd.data.read.decode import in_a_line, some
 from synthkd.data.read.entries import Entry, InFile, Listing, objection, refused_entry
 from synthkd.data.read.folder_or_zip import Directory, tree_of
-from synthkd.data.read.labels import Written
+from synthkd.data.read.labels import Written, as_label
 from synthkd.data.read.packed import WrittenImages, labelled
 from synthkd.data.read.shard_index import Shard, remembered
 from synthkd.errors import DataError
@@ -182,6 +182,4 @@ def _label(files: Mapping[str, InFile]) -> int | str | None:
     elif "json" in files:
         value = parse_json(files["json"]().decode())
         label = value.get("label") if isinstance(value, dict) else None
-    if label is None or isinstance(label, str) or type(label) is int:
-        return label
-    raise ValueError(f"label must be a number or a name, got {str(label)[:20]!r}")
+    return as_label(label)

@@ -12,26 +12,26 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from synthkd.data.read.on_disk import CHUNK, DiskImages
+from synthkd.data.read.on_disk import CHUNK, Pixels
 from synthkd.data.written.unfinished import Part
 from synthkd.metrics.neighbours import nearest, points
 
 _LEVELS = 255.0  # scale of uint8 pixels, for limits on pixels in [0, 1]
 
 
-def nearest_real(images: Tensor, real: Tensor | DiskImages) -> Tensor:
+def nearest_real(images: Tensor, real: Pixels) -> Tensor:
     """Distance of each image to the nearest real one: root mean square of the differences of their pixels.
 
     Args:
         images: uint8 `[N, C, H, W]`.
-        real: float32 `[M, C * H * W]`, the real images by `as_points`; or images on disk, which are all read.
+        real: uint8 `[M, C, H, W]`, in memory or on disk; a block of them is float32 at a time. Or `as_points` of them.
 
     Returns:
         float32 `[N]` in [0, 1]; 0 for an exact copy.
     """
     rows = as_points(images)
-    blocks = [real] if isinstance(real, Tensor) else (as_points(block) for block in real.split(CHUNK))
-    squared = torch.stack([nearest(rows, block, 1).squared[:, 0] for block in blocks]).amin(0)
+    blocks = real.split(CHUNK)
+    squared = torch.stack([nearest(rows, as_points(block), 1).squared[:, 0] for block in blocks]).amin(0)
     return (squared / rows.shape[1]).sqrt().div(_LEVELS).float()
 
 

@@ -38,7 +38,8 @@ class DatasetScores:
         agreement_interval: 95 % Wilson interval of it, low and high.
         agreement_per_class: the share for each class; None for a class without images.
         confidence: mean probability of the requested label.
-        vendi: Vendi score, an effective number of different images; None where features have no directions.
+        vendi: Vendi score, an effective number of different images; None where features have no directions, or
+            the teacher has no features, since no last layer of it is found.
         vendi_n: images it was measured on.
         exact_duplicates: images with exactly the pixels of an earlier one.
         tried: images that were sampled.

@@ -265,6 +265,8 @@ class SeedRun:
         teacher: likewise; None without one.
         budget: of time, and what became of it; None without one.
         estimate: of how good it is, without test data; None where there is some, or real images took part.
+        alarms: that it raised; None without one.
+        advice: what its curves advise, a line each; None without any.
     """
 
     folder: str
@@ -274,6 +276,8 @@ class SeedRun:
     teacher: ModelResult | None = None
     budget: BudgetResult | None = field(default=None, metadata=OMITTED)
     estimate: AccuracyEstimate | None = field(default=None, metadata=OMITTED)
+    alarms: tuple[RaisedAlarm, ...] | None = field(default=None, metadata=OMITTED)
+    advice: tuple[str, ...] | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,3 +137,10 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     (next((top / "train").glob("*.arrow"))).write_bytes(b"damaged")
     with pytest.raises(DataError, match="is no readable folder of save_to_disk"):
         read_folder(top)
+
+
+def test_numbers_that_are_floats_are_labels_of_a_saved_dataset(tmp_path: Path) -> None:
+    images = part(0, 4).remove_columns("label")
+    images.add_column("label", [0.0, 1.0, 1.0, 0.0]).save_to_disk(str(tmp_path / "set"))
+    found = read_folder(tmp_path / "set")
+    assert (found.labels.tolist(), found.class_names) == ([0, 1, 1, 0], ("0", "1"))

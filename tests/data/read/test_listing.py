@@ -76,6 +76,16 @@ def test_a_zip_with_train_and_test_is_the_dataset_of_its_folder(tmp_path: Path, 
     assert f"{around}train/cat/notes.txt" in source.notes[0]
 
 
+def test_a_file_without_a_suffix_beside_the_directory_around_a_zip_is_known_by_its_content(tmp_path: Path) -> None:
+    files = {f"photos/{name}": content for name, content in parts().items()}
+    source = read_folder(zipped(tmp_path / "set.zip", {"LICENSE": b"none", **files}))
+    assert (source.class_names, len(source.images), source.train) == (CLASSES, 6, 4)
+    assert source.notes == ("1 files or folders ignored, not images of a class: LICENSE",)
+    assert len(list_scored(zipped(tmp_path / "b.zip", {"LICENSE": b"none", **files}), "train").entries) == 4
+    with pytest.raises(DataError, match="lie beside directories of images"):
+        list_scored(zipped(tmp_path / "c.zip", {"picture": png(0), "photos/0.png": png(1)}))
+
+
 def test_settings_name_a_zip_or_a_tar_as_they_name_a_folder(tmp_path: Path) -> None:
     labels: list[int | None] = [0, 0, 0, 0, 1, 1, 1, 1]
     by_class = {f"{label}/{row}.png": png(row) for row, label in enumerate(labels)}
@@ -263,4 +273,8 @@ def test_tars_of_class_directories_are_listed_once(tmp_path: Path, monkeypatch: 
     assert read_folder(tmp_path / "s-*.tar").labels.tolist() == [0, 0, 1, 1]
     assert listed == ["s-0.tar", "s-1.tar"]
     with pytest.raises(DataError, match=r"has tars of class directories; name them by a pattern: .*/\*\.tar"):
+        read_folder(tmp_path)
+    for number, part in enumerate(("train", "test")):
+        (tmp_path / f"s-{number}.tar").rename(tmp_path / f"{part}.tar")
+    with pytest.raises(DataError, match=r"has tars .*; name those of each part by a pattern: .*/train\*\.tar"):
         read_folder(tmp_path)

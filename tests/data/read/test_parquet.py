@@ -4,6 +4,7 @@ import io
 import math
 import multiprocessing
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from synthkd.data.read import compressed, row_groups
 from synthkd.data.read import parquet as reader
 from synthkd.data.read.entries import InFile
 from synthkd.data.read.folder import Storage, read_folder
-from synthkd.data.read.listing import list_every, list_unlabelled
+from synthkd.data.read.listing import list_dataset, list_every, list_unlabelled
 from synthkd.data.read.on_disk import DiskImages
 from synthkd.data.read.parquet import list_parquet
 from synthkd.data.read.row_groups import ROWS
@@ -75,7 +76,7 @@ def pictures(path: Path, first: int, count: int, rows: int, plain: bool = False)
     return path
 
 
-def written(path: Path, labels: list[int | None], name: str | None = None, group: int = 50) -> Path:
+def written(path: Path, labels: Sequence[object], name: str | None = None, group: int = 50) -> Path:
     rows = [
         {"image": {"bytes": content(row), "path": name and f"{row}{name}"}, "label": label}
         for row, label in enumerate(labels)
@@ -200,6 +201,24 @@ def test_a_row_without_a_label_is_refused_where_labels_count(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="no label, though others have one"):
         list_parquet(path).entries[1].read()
     assert [one.read() for one in list_every(path).entries] == [content(row) for row in range(3)]
+
+
+@pytest.mark.usefixtures("place")
+def test_numbers_that_pandas_made_floats_are_labels(tmp_path: Path) -> None:
+    found = list_parquet(written(tmp_path / "set.parquet", [0.0, 2.0, math.nan, 1.0]))
+    assert [one.label for one in found.entries] == [0, 2, None, 1]
+    assert found.class_names == ("0", "1", "2")
+    with pytest.raises(ValueError, match="no label, though others have one"):
+        found.entries[2].read()
+    found = list_parquet(written(tmp_path / "two.parquet", [True, False]))
+    assert ([one.label for one in found.entries], found.class_names) == ([1, 0], ("0", "1"))
+
+
+@pytest.mark.usefixtures("place")
+def test_where_no_label_can_be_read_the_first_reason_is_told(tmp_path: Path) -> None:
+    reason = r"has no labels to train on \(set.parquet: row 0: label must be a whole number or a name, got '0.5'\)"
+    with pytest.raises(DataError, match=reason):
+        list_dataset(written(tmp_path / "set.parquet", [0.5, 1.5]))
 
 
 @pytest.mark.usefixtures("place")

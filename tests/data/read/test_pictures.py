@@ -9,7 +9,7 @@ from PIL import Image
 
 from synthkd.data.read import pictures
 from synthkd.data.read.pictures import read_pictures
-from synthkd.errors import DataError
+from synthkd.errors import ConfigError, DataError
 
 
 def save(path: Path, height: int, width: int) -> None:
@@ -42,6 +42,11 @@ def test_arrays_and_a_folder_without_a_readable_picture(tmp_path: Path) -> None:
         read_pictures(str(tmp_path / "bad"), 3)
     with pytest.raises(DataError, match=r"does not exist|check the path"):
         read_pictures(str(tmp_path / "none"), 3)
+
+
+def test_other_channels_than_those_of_pictures_are_refused() -> None:
+    with pytest.raises(ConfigError, match="the teacher takes 4 channels; take kind=procedural"):
+        read_pictures(None, 4)
 
 
 def test_many_or_large_pictures_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

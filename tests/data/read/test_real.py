@@ -138,6 +138,19 @@ def test_the_halves_share_no_image_whatever_the_seeds(labels: list[int], seeds: 
         assert abs(counts[0] - counts[1]) <= 2
 
 
+def test_the_halves_share_no_image_whatever_the_test_splits() -> None:
+    source = numbered([0, 1, 2] * 40, 3)
+    for share, seed in ((0.2, 0), (0.2, 1), (0.5, 0), (0.0, 0)):
+        first = split(source, "x", 0.2, 0.25, 0, half="first")
+        second = split(source, "x", share, 0.25, seed, half="second")
+        ours, theirs = ({*rows(one.train), *rows(one.holdout)} for one in (first, second))
+        assert not ours & theirs
+        assert not ours & {*rows(first.test)}
+        assert not theirs & {*rows(second.test)}
+        assert len(ours) + len(theirs) >= 120 * (1 - 0.2 - share)
+    assert len(theirs) == 60, "without a test split all of them"
+
+
 def test_class_counts_and_labels_are_checked() -> None:
     with pytest.raises(DataError, match=r"x: every class needs a training image, none is of c1, c3; add"):
         split(numbered([0, 2, 2, 1], 4, train=3), "x", 0.0, 0.0, 0)

@@ -168,6 +168,8 @@ def test_webdatasets_give_pixels_and_labels(tmp_path: Path, suffix: str) -> None
     contents = web(labels=None)
     for row, label in enumerate(LABELS):
         contents[f"{row:04}.{suffix}"] = json.dumps(label if suffix == "cls" else {"label": label, "x": 1}).encode()
+    if suffix == "json":
+        contents["0000.json"] = json.dumps({"label": float(LABELS[0])}).encode()
     contents["0001.txt"] = b"a caption"
     contents["notes.txt"] = b"of the whole"
     found = open_samples(tarred(tmp_path / "set.tar", contents))

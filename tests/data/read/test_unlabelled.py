@@ -84,6 +84,13 @@ def test_size_and_channels_are_those_of_the_teacher(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=PIXELS)
     with pytest.raises(DataError, match="size and resize are for image files"):
         read(tmp_path / "a.npz", size=4)
+    for path, wide, remedy in (
+        (tmp_path, ImageSpec(3, 8, 6, 2), r"set size to \[8, 6\], or convert them"),
+        (tmp_path / "a.npz", ImageSpec(3, 8, 8, 2), "takes 3x8x8; resize the array"),
+        (tmp_path / "a.npz", ImageSpec(4, 4, 4, 2), "takes 4x4x4; images as data have 1 or 3 channels"),
+    ):
+        with pytest.raises(DataError, match=remedy):
+            read(path, wide, **({"size": 4} if path == tmp_path else {}))
 
 
 def test_bad_files_and_no_images(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from synthkd.data.written import filters
 from synthkd.data.written.filters import Sieve, as_points, nearest_real
 from synthkd.data.written.unfinished import Part
 
@@ -75,5 +76,15 @@ def test_distance_to_the_nearest_real_image() -> None:
     assert found[:30].eq(0).all(), "a copy has distance 0 exactly"
     gaps = ((images[30:, None].double() - images[None, :30].double()) / 255).square().mean((2, 3, 4)).sqrt()
     assert torch.allclose(found[30:], gaps.min(1).values.float())
+    assert torch.equal(nearest_real(images, images[:30]), found)
     black, white = torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.full((1, 3, 4, 4), 255, dtype=torch.uint8)
     assert nearest_real(white, as_points(black)).tolist() == [1.0]
+
+
+def test_real_images_in_memory_become_floats_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, _ = digits(50)
+    whole, rows = nearest_real(images, images[:30]), list[int]()
+    monkeypatch.setattr(filters, "CHUNK", 8)
+    monkeypatch.setattr(filters, "as_points", lambda block: rows.append(len(block)) or as_points(block))
+    assert torch.equal(nearest_real(images, images[:30]), whole)
+    assert rows == [50, 8, 8, 8, 6]

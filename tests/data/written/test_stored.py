@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from synthkd.data.written.stored import ABOUT, FORMAT, Content, read_stored
+from synthkd.data.written.stored import ABOUT, FORMAT, Content, _read_folder, read_stored
 from synthkd.data.written.unfinished import Part, PartStore
 from synthkd.data.written.writers import Layout, Records, write_records
 from synthkd.errors import CheckpointError, DataError
+from synthkd.types import ImageSpec
 
 COUNT = 12
 NAMES = ("cat", "dog", "bird")
@@ -42,6 +43,12 @@ def stored(top: Path, form: str, channels: int = 1) -> Records:
     }
     (top / ABOUT).write_text(json.dumps(about))
     return block
+
+
+def test_the_logits_of_each_row_are_float32(tmp_path: Path) -> None:
+    block = stored(tmp_path, "folder")
+    rows = [*_read_folder([tmp_path / "train" / "metadata.jsonl"], ImageSpec(1, 6, 4, 3))]
+    assert torch.equal(torch.stack([row.logits for row in rows]), block.logits)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

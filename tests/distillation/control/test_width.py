@@ -70,6 +70,16 @@ def test_without_it_the_agreement_counts_and_nothing_is_tapped() -> None:
     assert logged["width/similarity"] == logged["student/agreement"] == expected
 
 
+def test_a_step_that_fp16_skips_moves_no_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = slimmable()
+    student, _, batch = after_a_step(module)
+    signals, view = module.signals.clone(), student.forward(batch, 1)
+    monkeypatch.setattr(student.learner, "update", lambda *_: {"student/gradient_norm": torch.tensor(float("inf"))})
+    logged = student.update(student.loss(view, 1), view, 1)
+    assert torch.equal(module.signals, signals)
+    assert not any(name.startswith("width/") for name in logged)
+
+
 def test_the_measure_changes_the_demand_and_not_the_step() -> None:
     """S_t only moves the penalty of the next step."""
     modules = slimmable(), slimmable(measure="features")

@@ -9,6 +9,7 @@ import pytest
 from synthkd.errors import ModelError
 from synthkd.pipelines import generate
 from synthkd.pipelines.config import GenerateConfig
+from synthkd.pipelines.run.result import Plan, Result
 from synthkd.settings.load import load_config
 
 CODE = """
@@ -38,6 +39,23 @@ class Detached(nn.Module):
 
     def forward(self, images):
         return self.inner(images.detach())
+
+
+class Unnamed(nn.Module):
+    def __init__(self, holds):
+        super().__init__()
+        holds(self, torch.randn(3, 64, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, images):
+        return nn.functional.linear(images.flatten(1), self.v)
+
+
+def parameter():
+    return Unnamed(lambda network, v: setattr(network, "v", nn.Parameter(v)))
+
+
+def buffer():
+    return Unnamed(lambda network, v: network.register_buffer("v", v))
 """
 
 
@@ -54,7 +72,7 @@ def config(function: str, generator: dict[str, Any], out: Path, **more: Any) -> 
     return load_config(GenerateConfig, recipe, [f"out={out}"])
 
 
-INVERSION = {"rounds": 2, "generator": {"kind": "inversion", "batch_size": 4, "width": 4, "latent": 4}}
+INVERSION: dict[str, Any] = {"rounds": 2, "generator": {"kind": "inversion", "batch_size": 4, "width": 4, "latent": 4}}
 PIXELS: dict[str, Any] = {"generator": {"kind": "pixels", "batch_size": 4, "steps": 2}}
 
 
@@ -73,3 +91,15 @@ def test_an_odd_one_is_a_warning_in_plan_and_log(tmp_path: Path, caplog: pytest.
     assert "never negative" in line
     generate(config("relu", out=tmp_path / "run", **PIXELS))
     assert line.removeprefix("  warning: ") in [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("function", ["parameter", "buffer"])
+def test_a_network_without_a_last_layer_or_parameters_labels_images(tmp_path: Path, function: str) -> None:
+    recipe = {**INVERSION, "generator": {**INVERSION["generator"], "batch_norm": 0}}
+    plan = generate(config(function, out=tmp_path / "run", **recipe), dry_run=True)
+    assert isinstance(plan, Plan)
+    assert plan.time is not None
+    assert "statistics" not in {one.name for one in plan.time.timed}
+    result = generate(config(function, out=tmp_path / "run", **recipe))
+    assert isinstance(result, Result)
+    assert (result.content.dataset.count, result.content.dataset.scores.vendi) == (6, None)

@@ -78,6 +78,17 @@ def test_what_an_audit_lacks_ends_a_dry_run_and_a_run_at_once(
 
 
 @pytest.mark.parametrize(
+    ("images", "said"), [(600, "; take 80$"), (2000, "; take 200$"), (159, "; an audit needs 160: leave audit out$")]
+)
+def test_the_remedy_for_too_many_canaries_is_itself_taken(images: int, said: str) -> None:
+    private = splits(pixels(images))
+    with pytest.raises(ConfigError, match=said):
+        attack.require_enough(config(**{"audit.canaries": str(images)}), private)
+    if "take" in said:
+        attack.require_enough(config(**{"audit.canaries": said.strip("; take$")}), private)
+
+
+@pytest.mark.parametrize(
     "changes", [{"audit.canaries": "100", "audit.guesses": "50"}, {**DP, "teacher.training.batch_size": "120"}]
 )
 def test_what_is_just_enough_is_taken(changes: dict[str, str]) -> None:
@@ -123,6 +134,14 @@ def test_too_few_images_without_a_copy_end_a_run_before_it_trains(tmp_path: Path
     with pytest.raises(ConfigError, match=r"80 are drawn among .* no other image equals, which are 58 of 200; take"):
         compress(asked)
     assert not (tmp_path / "run" / "teach").exists()
+
+
+@pytest.mark.parametrize(("copies", "said"), [(71, "leave audit out"), (50, "ask for 100 or fewer")])
+def test_the_remedy_for_copies_is_itself_taken(copies: int, said: str) -> None:
+    images = pixels(200)
+    images[200 - copies :] = images[:copies]
+    with pytest.raises(ConfigError, match=f"; take out the copies, or {said}"):
+        attack.draw_canaries(config(**{"audit.canaries": "120"}), splits(images))
 
 
 def test_canaries_that_pixels_tell_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,3 +101,5 @@ def test_a_plan_of_another_budget_is_refused() -> None:
         config_of("budget=3m", plan)
     with pytest.raises(ConfigError, match="budget is not set; set planned=null to keep its phases"):
         config_of(plan)
+    with pytest.raises(ConfigError, match="and the horizon of a diffusion generator, which is that of the recipe"):
+        config_of(plan)

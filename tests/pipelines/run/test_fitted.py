@@ -51,6 +51,12 @@ def test_only_test_data_may_lack_a_class() -> None:
         fitted("test", data(("eel", "cat"), [0, 1]), spec(), ANIMALS, lacks_classes=True)
 
 
+def test_numbers_of_fewer_classes_than_a_teacher_without_names_has_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    found = fitted("test", data(("1", "2"), [0, 1]), spec(), (), lacks_classes=True)
+    assert found.labels.tolist() == [1, 2]
+    assert "test (pets): classes taken by number, of which the teacher's first is 0" in caplog.text
+
+
 def test_all_parts_are_fitted() -> None:
     part = data(("owl", "cat", "dog"), LABELS)
     found = fitted_splits("data", Splits(part, part, part, ("a note",)), spec(), ANIMALS)
@@ -79,3 +85,5 @@ def test_grey_images_fit_either_number_of_channels(channels: int, wanted: int) -
 def test_colour_images_need_the_key() -> None:
     with pytest.raises(ConfigError, match=r"^test: pets has 3x2x2 .*; set test\.channels to 1$"):
         fitted("test", data(ANIMALS, LABELS, 3, grey=False), spec(), ANIMALS)
+    with pytest.raises(ConfigError, match=r"images as data have 1 or 3 channels, so take another teacher$"):
+        fitted("test", data(ANIMALS, LABELS), spec(4), ANIMALS)

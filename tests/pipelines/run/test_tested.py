@@ -6,15 +6,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 from synthkd.data.read.real import load_splits, load_test
 from synthkd.data.read.splits import RealData
-from synthkd.errors import DataError
-from synthkd.pipelines.config import DistillConfig, TeachConfig
+from synthkd.errors import ConfigError, DataError
+from synthkd.models import build
+from synthkd.pipelines.config import DistillConfig, EvaluateConfig, TeachConfig
 from synthkd.pipelines.run.tested import read_test
-from synthkd.settings import FolderTest, NpzData, NpzTest
+from synthkd.pipelines.student.assembly import assemble
+from synthkd.settings import DigitsData, FolderTest, NpzData, NpzTest, ZooModel
 from synthkd.settings.load import dump_config, load_config
+from synthkd.types import ImageSpec
 
 COUNT = 40
 
@@ -48,6 +52,34 @@ def test_of_a_dataset_that_is_trained_on_the_test_split_is_left(path: Path, monk
     # A share that is written down is taken as it is.
     written = load_test(NpzTest(kind="npz", path=str(path), test=0.2), [trained])
     assert same(written, load_splits(NpzData(kind="npz", path=str(path))).test)
+
+
+@pytest.mark.parametrize(
+    ("trainings", "count"),
+    [
+        ([{"test": 0.25}, {"test": 0.5}], 10),
+        ([{"test": 0.5}, {"test": 0.25}], 10),
+        ([{"test": 0.5}, {"test": 0.0}], 0),
+        ([{"test": 0.5}, {"test": 0.5, "split_seed": 1}], None),
+        ([{"test": 0.5, "half": "first"}, {"test": 0.5, "half": "second", "split_seed": 1}], None),
+    ],
+)
+def test_of_several_trainings_only_what_all_leave_out_is_tested_on(
+    path: Path, trainings: list[dict[str, Any]], count: int | None
+) -> None:
+    trained = [NpzData(kind="npz", path=str(path), **one) for one in trainings]
+    found = {image.numpy().tobytes() for image in load_test(NpzTest(kind="npz", path=str(path)), trained).images}
+    left_out = [{image.numpy().tobytes() for image in load_splits(one).test.images} for one in trained]
+    assert found == left_out[0] & left_out[1]
+    assert count is None or len(found) == count
+
+
+def test_of_the_digits_the_test_split_of_the_training_is_left() -> None:
+    test = DigitsData(kind="digits")
+    trained = DigitsData(kind="digits", split_seed=3)
+    assert same(load_test(test), load_splits(test).test)
+    assert same(load_test(test, [trained]), load_splits(trained).test)
+    assert load_test(test, [trained, test]).images.shape[0] < len(load_splits(test).test)
 
 
 def test_a_test_part_of_its_own_comes_first(tmp_path: Path) -> None:
@@ -142,6 +174,36 @@ def test_settings_of_training_data_in_python_keep_their_split(path: Path) -> Non
     found = read_test(changed)
     assert found is not None
     assert len(found) == 10
+
+
+@pytest.mark.parametrize("data", [{"kind": "digits", "half": "first"}, {"kind": "npz", "path": "p", "per_class": 3}])
+def test_keys_that_choose_training_images_are_refused(path: Path, data: dict[str, Any]) -> None:
+    teacher = {"kind": "load", "model": "nothing"}
+    recipes: list[tuple[str, type[DistillConfig | EvaluateConfig], dict[str, Any]]] = [
+        ("test", DistillConfig, {"teacher": teacher, "student": {"arch": "mlp"}, "test": data}),
+        ("score.real", DistillConfig, {"teacher": teacher, "student": {"arch": "mlp"}, "score": {"real": data}}),
+        ("real", EvaluateConfig, {"generated": ["a"], "real": {"data": data}}),
+        ("real", EvaluateConfig, {"generated": ["a"], "real": {"data": data, "split": "test"}}),
+    ]
+    for key, job, recipe in recipes:
+        with pytest.raises(ConfigError, match=f"{key}: (half|per_class) chooses among images that are trained on"):
+            load_config(job, recipe, [])
+    load_config(EvaluateConfig, {"generated": ["a"], "real": {"data": data, "split": "train"}}, [])
+    few = NpzData(kind="npz", path=str(path), per_class=3, half="first", test=0.25)
+    changed = DistillConfig(**{**config(teacher, path).model_dump(), "test": few})
+    assert changed.test == NpzTest(kind="npz", path=str(path), test=0.25), "the same test split, in Python"
+
+
+def test_of_a_teacher_without_names_the_classes_are_those_of_the_training_images(tmp_path: Path) -> None:
+    images = np.zeros((24, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "train.npz", images=images, labels=np.arange(24) % 3, class_names=["1", "2", "3"])
+    np.savez(tmp_path / "test.npz", images=images, labels=np.arange(24) % 2, class_names=["1", "2"])
+    real = {"transfer_set": {"kind": "real", "data": {"kind": "npz", "path": str(tmp_path / "train.npz")}}}
+    source = config({"kind": "load", "model": "nothing"}, tmp_path / "test.npz", **real, device="cpu")
+    teacher = build(ZooModel(arch="mlp"), ImageSpec(1, 8, 8, 3))
+    found = assemble(source, [teacher], Accelerator(cpu=True), None).fitted_test(read_test(source))
+    assert found is not None
+    assert found.labels.tolist() == [0, 1] * 12
 
 
 def test_a_training_that_takes_all_images_leaves_none_to_test_on(path: Path) -> None:

@@ -76,7 +76,7 @@ def test_features_in_the_cache_take_no_time(files: Path, tmp_path: Path) -> None
 
 
 def test_scores_of_pairs_grow_with_the_square_of_the_images(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def works() -> list[float]:
+    def works(**sets: str) -> list[float]:
         made: list[float] = []
         scores = cost._scores
 
@@ -87,7 +87,7 @@ def test_scores_of_pairs_grow_with_the_square_of_the_images(files: Path, monkeyp
 
         with monkeypatch.context() as patch:
             patch.setattr(cost, "_scores", watched)
-            scores_of(files)
+            scores_of(files, **sets)
         return made
 
     assert works() == [1.0, 1.0], "as many as there are"
@@ -95,6 +95,10 @@ def test_scores_of_pairs_grow_with_the_square_of_the_images(files: Path, monkeyp
     with_covariances, of_pairs = works()
     assert of_pairs == pytest.approx((150 / 60) ** 2)
     assert 1 < with_covariances < of_pairs
+    learned = {"train": str(files / "generated.npz"), "holdout": str(files / "real.npz")}
+    assert len(works(train=learned["train"])) == 2, "copies need both sets"
+    # Of 90 generated, 90 training and 60 other images, and of 30 each: both to train, half of these again, the ratios.
+    assert works(**learned)[2] == (90 * (150 + 90) + 2 * 90 * 60) / (30 * (60 + 30) + 2 * 30 * 30)
 
 
 def test_growth_is_that_of_decompositions_and_then_that_of_covariances() -> None:

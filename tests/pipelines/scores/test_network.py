@@ -95,6 +95,19 @@ def test_a_network_against_another_is_counted_image_by_image(
         run(moved.directory, model=str(tmp_path / "changed"), data=str(files / "set.npz"))
 
 
+@pytest.mark.parametrize("unnamed", ["model", "against"])
+def test_a_network_without_class_names_is_compared_by_number(files: Path, tmp_path: Path, unnamed: str) -> None:
+    plain = network(1)
+    plain.class_names = ()
+    save(plain, tmp_path / "plain", {})
+    recipe = {"model": str(files / "model"), "against": str(files / "model"), unnamed: str(tmp_path / "plain")}
+    content = run(tmp_path / "run", **recipe, data=str(files / "photos")).content
+    one, other, _ = truth(files)
+    assert content.against.agreement.value == (one == other).double().mean().item()
+    note = "classes taken by number, since only one of the model and against names them"
+    assert content.images.notes == (note,), "the images' names are those of the network that has some"
+
+
 def test_every_form_of_a_network_and_of_images_gives_the_same_accuracy(files: Path, tmp_path: Path) -> None:
     one, _, labels = truth(files)
     expected = (one == labels).double().mean().item()

@@ -125,6 +125,14 @@ def test_without_real_images_only_the_scores_that_need_none() -> None:
     }
 
 
+def test_a_bank_of_few_images_has_the_scores_that_need_no_real_ones() -> None:
+    torch.manual_seed(0)
+    settings = ScoreSettings(images=40, real=DigitsData(kind="digits"))
+    scores = build_scores(settings, teacher(), InversionSettings(), None, CPU, seed=0)
+    assert "score/FD-teacher" not in scores(torch.rand(3, 1, 8, 8), torch.arange(3))
+    assert "score/FD-teacher" in scores(torch.rand(4, 1, 8, 8), torch.arange(4))
+
+
 def test_equal_images_of_a_class_have_similarity_one() -> None:
     torch.manual_seed(0)
     scores = build_scores(ScoreSettings(), teacher(), InversionSettings(), None, CPU, seed=0)
@@ -155,6 +163,7 @@ def test_images_from_which_a_generator_learns_privately_are_compared_with_nothin
     [
         ((60, 1, 12, 12), 0.5, "score.real: real.npz has 1x12x12 images, 10 classes, the teacher takes 1x8x8"),
         ((60, 1, 8, 8), 1e-3, "score.real: real.npz has no test images; leave score.real.test out for all images"),
+        ((60, 1, 8, 8), 0.05, "score.real: real.npz has 3 test images; leave score.real.test out for all images"),
     ],
 )
 def test_real_images_that_do_not_fit_are_refused_in_a_line(

@@ -83,9 +83,21 @@ class Normed(nn.Module):
         return nn.functional.normalize(self.conv(images).mean((2, 3))) @ self.last.weight.flatten(1)[:, :4].T
 
 
-@pytest.mark.parametrize("linear", [False, True])
-def test_a_teacher_without_a_known_last_layer_has_the_other_alarms(linear: bool) -> None:
-    teacher = Classifier(Normed(linear), ImageSpec(1, 8, 8, 10)).eval()
+class Flipped(nn.Module):
+    """A network that averages its logits of an image and of the mirror image, two rows of its last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        both = self.last(torch.cat([images, images.flip(-1)]).flatten(1))
+        return both.unflatten(0, (2, len(images))).mean(0)
+
+
+@pytest.mark.parametrize("network", [Normed(False), Normed(True), Flipped()], ids=["none", "unused", "two rows"])
+def test_a_teacher_without_features_of_each_image_has_the_other_alarms(network: nn.Module) -> None:
+    teacher = Classifier(network, ImageSpec(1, 8, 8, 10)).eval()
     batch = Batch(torch.rand(40, 1, 8, 8), torch.arange(40) % 10)
     raised = ImageAlarms(teacher, torch.device("cpu"), Advice("a", "b", "c"))(batch)
     assert len(raised) == 2, "of the predictions and the statistics, none of the features"

@@ -1,5 +1,6 @@
 """The planned memory of a run is that of its largest part, and a run that does not fit says what to make smaller."""
 
+import re
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from synthkd.errors import TrainingError
 from synthkd.generators.inversion import Inversion
+from synthkd.generators.pool import Pool
 from synthkd.models import Classifier
 from synthkd.pipelines import distill
 from synthkd.pipelines.config import DistillConfig
@@ -55,19 +57,22 @@ def test_the_needs_of_steps_and_rounds_are_told_from_a_few_images(monkeypatch: p
 
 
 def test_a_run_that_does_not_fit_says_what_to_make_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
-    def planned(students: int, generators: int) -> str:
+    def planned(students: int, generators: int, **changes: Any) -> str:
         needs = iter([Need(10**9, students), Need(10**9, generators)])
         for module in (memory, run_memory):
             monkeypatch.setattr(module, "need_of", lambda *_: next(needs))
         monkeypatch.setattr(run_memory, "resident_bytes", lambda: 10**9)
         monkeypatch.setattr(run_memory, "memory_bytes", lambda _: 4 * 10**9)
-        return "\n".join(str(distill(config_of(), dry_run=True)).splitlines()[-2:])
+        return "\n".join(str(distill(config_of(**changes), dry_run=True)).splitlines()[-2:])
 
     assert planned(5 * 10**9, 2 * 10**9) == (
         "  memory: about 8.6 GB at its peak; the machine has 4.0 GB\n"
         "  warning: the run does not fit the memory; make distill.batch_size smaller"
     )
     assert planned(2 * 10**9, 5 * 10**9).endswith("make transfer_set.generator.batch_size smaller")
+    listed = [{"generator": {"width": 8, "latent": 16, "batch_size": 40}, "bank": {"capacity": 100}}]
+    said = planned(2 * 10**9, 5 * 10**9, transfer_set=listed)
+    assert said.endswith("make transfer_set.0.generator.batch_size smaller")
 
 
 def test_a_run_that_fits_has_one_line() -> None:
@@ -115,6 +120,25 @@ def test_a_round_whose_settings_do_not_tell_its_images_is_taken(monkeypatch: pyt
     rounds, pixels = 3, 64
     assert held[0] >= rounds * COUNT * pixels
     assert plan.endswith(("make transfer_set.bank.capacity smaller", "make the rounds of the generator smaller"))
+
+
+def test_images_that_a_generator_stores_are_in_the_memory_and_the_checkpoints_of_a_plan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run_memory, "resident_bytes", lambda: 10**9)
+    config = config_of(transfer_set={"generator": {"kind": "pixel_inversion", "batch_size": 20, "steps": 1}})
+    told = []
+    for stored in (0, 5 * 10**9):
+        monkeypatch.setattr(Pool, "most_bytes", stored)
+        plan = str(distill(config, dry_run=True))
+        disk, memory_line = (
+            float(found[1].replace(",", ""))
+            for pattern in (r"disk: about ([\d,.]+) MB", r"memory: about ([\d.]+) GB")
+            if (found := re.search(pattern, plan))
+        )
+        told.append((disk, memory_line))
+    assert told[1][0] - told[0][0] == config.keep_checkpoints * 5000.0
+    assert told[1][1] - told[0][1] == pytest.approx(5.0, abs=0.11)
 
 
 def test_a_round_that_fails_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from synthkd.errors import ConfigError
-from synthkd.models import build, save
+from synthkd.models import Classifier, Inherited, build, save
 from synthkd.pipelines import distill
 from synthkd.pipelines.run.result import Result
+from synthkd.pipelines.student.start import Start
 from synthkd.settings import ZooModel
+from synthkd.training.measuring import unwatched
 from synthkd.types import ImageSpec
 
 SPEC = ImageSpec(1, 8, 8, 10)
@@ -64,6 +66,15 @@ def test_a_student_of_random_weights_has_no_such_line(teacher: Path, tmp_path: P
     assert isinstance(result, Result)
     assert "start" not in result.values["student"]
     assert "as it started" not in str(result)
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_no_part_of_its_statistics_is_one_image(size: int) -> None:
+    layers = nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 10)  # maps of one pixel
+    start = Start(Inherited(), Classifier(nn.Sequential(*layers), SPEC))
+    images = torch.rand(8, *SPEC.shape, generator=torch.Generator().manual_seed(0))
+    norm = start.reset(images, size, unwatched).body[1]
+    assert torch.allclose(norm.running_mean, layers[0](images).mean((0, 2, 3)), atol=1e-6)
 
 
 def test_the_plan_says_how_layers_were_matched(teacher: Path) -> None:

@@ -131,6 +131,8 @@ def test_advice_goes_by_the_log(tmp_path: Path) -> None:
     small, floor = advised(tmp_path / "floor", flat, 0.1)
     assert "the student has stopped rising, at an agreement of 0.75 on new images" in small
     assert "to let it rise, lower transfer_set.difficulty.raise_above" in floor
+    _, of_list = advised(tmp_path / "list", flat, 0.1, transfer_set=[SOURCE["transfer_set"]])
+    assert "to let it rise, lower transfer_set.0.difficulty.raise_above" in of_list
     assert advised(tmp_path / "flat", flat, 0.3) == (small,)
     assert advised(tmp_path / "good", [0.95] * 50, 0.3) == ()
     drawn = {"transfer_set": {"generator": {"kind": "procedural"}}}
