@@ -136,7 +136,7 @@ def _build(
         case PythonGenerator():
             make = resolve(settings.target, "the generator's target", source, settings.options)
             try:
-                generator = make(teacher=teacher, seed=seed, **settings.options)
+                generator: Any = make(teacher=teacher, seed=seed, **settings.options)
             except SynthkdError:
                 raise
             except Exception as error:  # other people's code may fail in any way

@@ -90,8 +90,7 @@ class Distillation(Settings):
     None: only without real images and stored data (never in compress: weights may hold what the teacher memorised), and
     not for a network of a function of yours, whose own weights true overwrites."""
     width: WidthSettings | None = None
-    """Let the student's width change while it trains, between its own and `most` times its own. At the end it is cut to
-    its last width."""
+    """Let the student's width change while it trains, up to `most` times its own; at the end it is cut to the last."""
     publish_every: Count | None = None
     """Steps between saves of the present student (of the average of its weights, if there is one) to `<run>/student`,
     so that it can be served while it learns; None: it is saved at the end only."""
