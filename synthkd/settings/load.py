@@ -99,9 +99,7 @@ def dump_config(config: Settings) -> str:
     return yaml_text.dump(plain(config))
 
 
-def differences(
-    first: Settings, second: Settings, same: Callable[[object, object], bool] = operator.eq
-) -> list[str]:
+def differences(first: Settings, second: Settings, same: Callable[[object, object], bool] = operator.eq) -> list[str]:
     """Dotted keys in which two configurations differ; where the kinds of a section differ, that `kind` alone.
 
     Args:
