@@ -275,7 +275,7 @@ class SavedSettings(Settings):
 
 
 class PythonGenerator(Settings):
-    """A generator of your own: the result of a function that is called with `teacher`, `seed` and the options."""
+    """A generator of your own: the result of `function(teacher=..., seed=..., **options)`."""
 
     kind: Literal["python"]
     target: str

@@ -69,7 +69,7 @@ _commands: list[str] = []
 LET_FIRST = 10.0
 """Seconds that a process waits for torchrun to end it, because another one has ended."""
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
-SETTINGS = "CONFIG is a YAML file or the name of a recipe; settings are written key=value or section.key=value"
+SETTINGS = "settings are written key=value or section.key=value"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,8 +120,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="VERB", required=True)
     for name, verb in VERBS.items():
         usage = f"synthkd {name} [CONFIG] {'PATH ... ' if verb.paths else ''}[key=value ...] [--dry-run]"
-        job = _add(commands, name, verb.help, usage)
-        job.add_argument("settings", nargs="*", metavar="CONFIG, key=value", help=SETTINGS)
+        # Of a job that takes paths any other first word is one (`_config`).
+        forms = "a YAML file" if verb.paths else "a YAML file, a run directory or the name of a recipe"
+        epilog = f"keys: synthkd config schema {name}; their values: synthkd config show {name} CONFIG"
+        job = _add(commands, name, verb.help, usage, epilog if verb.paths else f"{epilog}; recipes: synthkd recipes")
+        job.add_argument("settings", nargs="*", metavar="CONFIG, key=value", help=f"CONFIG is {forms}; {SETTINGS}")
         job.add_argument("--dry-run", action="store_true", help="build and check everything, print the plan")
         if verb.paths or name == "audit":
             text = "leave out at most N unreadable files of a set (skip_bad=N)"
@@ -142,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     kinds = config.add_subparsers(dest="what", metavar="show|schema", required=True)
     show = _add(kinds, "show", "print the resolved YAML", "synthkd config show VERB [CONFIG] [key=value ...]")
     show.add_argument("job", metavar="VERB", choices=VERBS, help=" or ".join(VERBS))
-    show.add_argument("settings", nargs="*", metavar="CONFIG, key=value", help=SETTINGS)
+    show.add_argument("settings", nargs="*", metavar="CONFIG, key=value", help=f"CONFIG as of the job; {SETTINGS}")
     schema = _add(kinds, "schema", "print the JSON schema, with a description of every key")
     schema.add_argument("job", metavar="VERB", choices=VERBS, help=" or ".join(VERBS))
     _add(commands, "doctor", "versions, devices, optional packages and how to get them")
@@ -150,10 +153,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(commands: Any, name: str, text: str, usage: str | None = None) -> argparse.ArgumentParser:
+def _add(
+    commands: Any, name: str, text: str, usage: str | None = None, epilog: str | None = None
+) -> argparse.ArgumentParser:
     """The parser of one more command."""
     command: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, usage=usage, allow_abbrev=False
+        name, help=text, description=text, usage=usage, epilog=epilog, allow_abbrev=False
     )
     return command
 

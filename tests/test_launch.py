@@ -63,6 +63,7 @@ class Mount(Strict):
 class Container(Strict):
     name: str
     image: str
+    workingDir: str | None = Field(default=None, pattern="^/")
     command: list[str] = []
     args: list[str] = []
     env: list[Variable] = []
@@ -219,6 +220,7 @@ def test_the_job_of_kubernetes_has_the_fields_of_its_schema_and_starts_torchrun(
     volumes = {volume.name: volume for volume in pod.volumes}
     mounts = {mount.mountPath: volumes[mount.name] for mount in container.volumeMounts}
     assert mounts["/runs"].persistentVolumeClaim is not None, "a run outlives its pods"
+    assert container.workingDir == "/runs", "the recipe names the file of its teacher without a folder"
 
 
 def test_the_schema_refuses_a_wrong_key() -> None:

@@ -16,13 +16,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 
 from synthkd.compression import export_onnx
+from synthkd.generators.build import build_generator
+from synthkd.generators.settings import PythonGenerator
 from synthkd.models import build
 from synthkd.pipelines import cli
 from synthkd.pipelines.config import CompressConfig, DistillConfig
+from synthkd.rng import Rows
 from synthkd.settings import ZooModel
 from synthkd.settings.load import load_config
 from synthkd.types import ImageSpec
@@ -41,7 +45,7 @@ PLACEHOLDERS = {"RECIPE", "RUN", "DIR", "my_teacher", "part0.safetensors", "all.
 
 def make_net() -> nn.Module:
     """The network that the README's `my_package.nets` stands for."""
-    return nn.Sequential(nn.Conv2d(1, 8, 3, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 10))
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64, 10))
 
 
 @dataclass(frozen=True)
@@ -231,6 +235,20 @@ def test_yaml_is_a_configuration_or_a_section_of_one(block: Block, tmp_path: Pat
     rest = [f"{key}={value}" for key, value in missing.items() if key not in written]
     of_compress = {"flow", "search", "distillation"} & set(written)
     load_config(CompressConfig if of_compress else DistillConfig, tmp_path / "block.yaml", rest)
+
+
+def test_the_generator_of_the_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = (block.text for block in PYTHON if block.text.startswith("# my_generator.py\n"))
+    (tmp_path / "my_generator.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_generator", raising=False)
+    settings = PythonGenerator(kind="python", target="my_generator:Stripes", options={"batch_size": 6})
+    teacher = build(ZooModel(arch="convnet", width=4), ImageSpec(3, 8, 8, 4)).eval()
+    generator = build_generator(settings, teacher, 0, Accelerator(cpu=True))
+    assert generator.round(1, 0.5).images.max() > 0
+    labels = torch.arange(4)
+    whole = generator.sample(labels, 0.5, Rows(0, "test"))
+    assert torch.equal(whole[2:], generator.sample(labels[2:], 0.5, Rows(0, "test", 2)))
 
 
 EXERCISES = {

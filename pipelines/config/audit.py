@@ -16,13 +16,16 @@ class ReferenceModels(Settings):
     possible."""
 
     teacher: Annotated[tuple[LoadedModel, ...], Listed] = ()
+    """Compared with the teacher."""
     student: Annotated[tuple[LoadedModel, ...], Listed] = ()
+    """Compared with the student."""
 
 
 class AuditConfig(JobConfig):
     """Attack finished models with images that they were trained on and others: the average case."""
 
     teacher: LoadedModel | None = None
+    """The model to attack."""
     student: LoadedModel | None = None
     """Attacked like the teacher, and compared with it if both are given."""
     references: ReferenceModels = ReferenceModels()

@@ -36,7 +36,9 @@ class JobConfig(Settings):
     out: PathText | None = None
     """The run directory; the same command resumes it. None: `runs/<job>/<name>`, with a number if that one is taken."""
     seed: Seed = 0
+    """Seed of every random number of the job."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU if there is one, else the CPU."""
     threads: Threads | None = None
     """CPU threads of torch; None: torch's default."""
     trust: bool | PathText | tuple[PathText, ...] = ()

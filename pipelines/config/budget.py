@@ -58,6 +58,7 @@ class Planned(Settings):
     """The plan of a budget: what `phases` were scaled to, and how long that should take."""
 
     budget: Duration
+    """That the plan was made for."""
     phases: Annotated[tuple[PhaseSettings, ...], Listed]
     """As the recipe has them. `phases` of the configuration are those of the plan."""
     seconds: NonNegative

@@ -88,7 +88,7 @@ class Distillation(Settings):
     inherit: bool | Literal["merged"] | None = None
     """Start a fresh student from the teacher's weights that fit it: evenly spaced channels, or similar ones merged.
     None: only without real images and stored data (never in compress: weights may hold what the teacher memorised), and
-    not for a network that a function of yours builds, which may have weights of its own: true overwrites these."""
+    not for a network of a function of yours, whose own weights true overwrites."""
     width: WidthSettings | None = None
     """Let the student's width change while it trains, between its own and `most` times its own. At the end it is cut to
     its last width."""
@@ -221,6 +221,7 @@ class DistillConfig(Distillation, Judged, BudgetedConfig):
     team: TeamSettings = TeamSettings()
     """How several teachers label as one."""
     student: ModelOrGiven
+    """The network to train: one of the zoo by `arch`, or from elsewhere (kind load)."""
     test: TestSettings | None = None
     """Real test data for the report; nothing is selected by it. All images are tested on, but of a dataset with a test
     split of its own, or that the run trains on, the test split alone."""

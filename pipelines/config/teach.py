@@ -10,7 +10,9 @@ class TeachConfig(TrainingConfig):
     """Train a teacher on real data."""
 
     data: DataSettings
+    """Labelled real images to train on."""
     model: ModelSettings
+    """The network, of the zoo or from elsewhere."""
     training: TeachTraining = TeachTraining()
     evaluate_every: Count = 500
     """Steps between evaluations on the test split; they are reported and influence nothing."""

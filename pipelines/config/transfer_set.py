@@ -127,6 +127,7 @@ class RealSet(_Source):
 
     kind: Literal["real"]
     data: DataOrStream
+    """Where the images are."""
 
     @property
     def needs(self) -> frozenset[TeacherAccess]:

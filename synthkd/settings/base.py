@@ -136,8 +136,11 @@ class Curve(Settings):
     """A value that moves from `start` to `end` during the run; a plain number means a constant."""
 
     kind: Literal["linear", "cosine", "step"]
+    """linear, or half a cosine, from `start` to `end`; step: a jump at `until`."""
     start: float
+    """First value."""
     end: float
+    """Last value."""
     begin: Fraction = 0.0
     """Fraction of the run at which the value leaves `start`."""
     until: Fraction = 1.0

@@ -37,6 +37,7 @@ class Family(Settings):
     """Candidate students of one architecture."""
 
     arch: Architecture
+    """The architecture."""
     width: tuple[Units, Units]
     """Smallest and largest width, in the architecture's own unit (see `synthkd.models.zoo`)."""
     depth: Annotated[tuple[Depth, ...], Listed] = ()

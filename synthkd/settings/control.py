@@ -40,6 +40,7 @@ class DifficultySettings(ThresholdSettings):
     """The controller of the difficulty, which follows the agreement of student and teacher on fresh samples."""
 
     start: Fraction = 0.3
+    """First difficulty."""
     low: Fraction = 0.1
     """Smallest difficulty."""
     high: Fraction = 0.9
@@ -56,6 +57,7 @@ class TemperatureSettings(ThresholdSettings):
     """The controller of the temperature, which follows the student's loss on held-out images."""
 
     start: Positive = 5.0
+    """First temperature."""
     low: Positive = 1.0
     """Smallest temperature."""
     high: Positive = 10.0

@@ -42,6 +42,7 @@ class NamedData(_Data):
     """
 
     kind: Literal["mnist", "fashion_mnist", "cifar10", "cifar100"]
+    """Name of the dataset."""
     root: PathText
     """Folder of the files; with `download` they are written there."""
     download: bool = False
@@ -110,6 +111,7 @@ class FolderTest(_Folder):
 class _Npz(_Data):
     kind: Literal["npz"]
     path: PathText
+    """The file."""
 
 
 class NpzData(_Npz):

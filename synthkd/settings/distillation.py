@@ -28,6 +28,7 @@ class DistillSettings(Settings):
     """The student's loss `alpha CE(student, y) + (1 - alpha) T^2 KL(teacher_T || student_T) + ...`, and optimizer."""
 
     temperature: Temperature = 4.0
+    """T, which divides the logits before both softmaxes. Some images have another default (`synthkd config show`)."""
     alpha: Share = 0.0
     """Weight of the hard label; 1 - alpha is the weight of the soft labels. If the run has real images, only their
     annotated labels are hard labels, else the classes that the images were generated for."""
@@ -52,6 +53,7 @@ class DistillSettings(Settings):
     terms: Annotated[dict[str, Weight], Listed] = Field(default_factory=dict)
     """Losses of your own: `package.module:function` (takes a StudentView, returns a scalar) -> weight."""
     batch_size: Batch = 64
+    """Images of a step."""
     optimizer: OptimizerSettings = OptimizerSettings(kind="adamw", lr=3e-3, weight_decay=0.05, schedule="one_cycle")
 
     @property
@@ -70,6 +72,7 @@ class Pregenerate(Settings):
 
     kind: Literal["pregenerate"]
     rounds: Whole
+    """Rounds of the generator."""
     discard: Whole = 0
     """Number of first rounds whose images are not kept, because the generator has hardly begun to learn."""
 
@@ -79,6 +82,7 @@ class Refine(Settings):
 
     kind: Literal["refine"]
     steps: Whole
+    """Steps of the student."""
 
 
 class Joint(Settings):
@@ -86,6 +90,7 @@ class Joint(Settings):
 
     kind: Literal["joint"]
     steps: Whole
+    """Steps of the student."""
     every: Count = 15
     """Student steps per generator round."""
 
@@ -128,6 +133,7 @@ class OnlineSettings(Settings):
     """Networks that learn together (deep mutual learning)."""
 
     peers: Annotated[tuple[PeerSettings, ...], Field(min_length=1, max_length=MOST_ITEMS)]
+    """The networks beside the student."""
     mutual: Weight = 1.0
     """Weight of the mean divergence from the predictions of the other networks."""
     temperature: Temperature = 1.0

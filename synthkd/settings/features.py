@@ -36,6 +36,7 @@ class EfficientNetExtractor(Settings):
     """Side in pixels to which images are resized. 64 suits images up to about that size. The network was trained at
     224, which takes twelve times as long. At 32 its last maps have one pixel and half of the features are dead."""
     resize: Resampling = "antialias"
+    """How images are brought to the size of the network."""
 
 
 class InceptionExtractor(Settings):
@@ -47,6 +48,7 @@ class InceptionExtractor(Settings):
     download: bool = False
     """Download the weights (91 MiB) if they are missing."""
     resize: Resampling = "antialias"
+    """How images are brought to the size of the network."""
 
     @model_validator(mode="after")
     def _one_source(self) -> InceptionExtractor:
@@ -62,6 +64,7 @@ class LoadedExtractor(LoadedModel):
     """Classes of a classifier, whose features are the input of its last layer. None: the network returns the features
     itself (or is a saved directory, which has the number)."""
     resize: ResizeMode = "antialias"
+    """How images are brought to the size of the network."""
 
 
 ExtractorSettings = Annotated[

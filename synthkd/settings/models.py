@@ -31,6 +31,7 @@ class ZooModel(Settings):
 
     kind: Literal["zoo"] = "zoo"
     arch: Architecture
+    """Architecture."""
     width: Units | None = None
     """Base width; None: the architecture's own default."""
     depth: Depth | None = None
@@ -68,6 +69,7 @@ class LoadedModel(Settings):
 
     kind: Literal["load"]
     model: PathText
+    """A directory that synthkd saved, a file or a folder with a network, or the name of one, see above."""
     weights: PathText | None = None
     """A local file with a state dict, whatever its ending: safetensors, or what torch.save wrote."""
     weights_key: str | None = None
@@ -87,6 +89,7 @@ class LoadedModel(Settings):
     std: Annotated[tuple[Number, ...], Listed] | None = None
     """Standard deviation per channel to divide by; given with `mean`, or neither."""
     class_names: Annotated[tuple[str, ...], PerClass] | None = None
+    """Names of the classes in the order of the logits, for reports and students."""
     untrained: bool = False
     """Take a teacher without weights as it is initialised, which is refused otherwise."""
 

@@ -27,7 +27,9 @@ class HintTerm(Settings):
 
     kind: Literal["hint"]
     weight: Weight = 1.0
+    """Factor of the loss: a number, or a curve over the run."""
     at: Places = "stages"
+    """`stages`, `penultimate` (the input of the last layer), or pairs of module paths, the teacher's first."""
 
 
 class AttentionTerm(Settings):
@@ -37,7 +39,9 @@ class AttentionTerm(Settings):
 
     kind: Literal["attention"]
     weight: Weight = 1.0
+    """Factor of the loss: a number, or a curve over the run."""
     at: Places = "stages"
+    """`stages`, `penultimate` (the input of the last layer), or pairs of module paths, the teacher's first."""
     form: Literal["paper", "authors"] = "authors"
     """The formula of the paper, or that of its authors' code."""
 
@@ -46,8 +50,11 @@ class RelationTerm(Settings):
     """Relations between the images of a batch: distances or angles (RKD), similarities, or cosines."""
 
     kind: Literal["rkd_distance", "rkd_angle", "similarity", "semantic"]
+    """rkd_distance, rkd_angle: distances or angles between images. similarity: inner products. semantic: cosines."""
     weight: Weight = 1.0
+    """Factor of the loss: a number, or a curve over the run."""
     at: Places = "penultimate"
+    """`stages`, `penultimate` (the input of the last layer), or pairs of module paths, the teacher's first."""
 
 
 class AlignmentTerm(Settings):
@@ -57,7 +64,9 @@ class AlignmentTerm(Settings):
 
     kind: Literal["alignment"]
     weight: Weight = 1.0
+    """Factor of the loss: a number, or a curve over the run."""
     at: Places = "stages"
+    """`stages`, `penultimate` (the input of the last layer), or pairs of module paths, the teacher's first."""
     distance: Literal["sliced", "sinkhorn"] = "sliced"
     """sliced: the mean over 64 random directions, fast. sinkhorn: entropic optimal transport in all dimensions."""
 
@@ -69,6 +78,7 @@ class AdapterTerm(Settings):
     weight: Weight = 10.0
     """The default is large because the loss falls far below 1 as the layers learn; a weight of 1 had little effect."""
     at: Places = "stages"
+    """`stages`, `penultimate` (the input of the last layer), or pairs of module paths, the teacher's first."""
     content: bool = False
     """Use the teacher's features as queries of the attention, not positions only."""
 
@@ -81,6 +91,7 @@ class DecoupledTerm(Settings):
 
     kind: Literal["dkd"]
     weight: Weight = 1.0
+    """Factor of the loss: a number, or a curve over the run."""
     alpha: NonNegative = 1.0
     """Weight of the predicted class against the rest."""
     beta: NonNegative = 8.0
@@ -93,9 +104,11 @@ class ContrastTerm(Settings):
 
     kind: Literal["crd"]
     weight: Weight = 1.0
+    """Factor of the loss: a number, or a curve over the run."""
     dimension: Units = 64
     """Dimension of the space into which trained layers project the features of both."""
     temperature: Positive = 0.1
+    """Divides the similarities; the lower, the more the most similar images count."""
     negatives: Annotated[int, Field(ge=0, le=2**16)] = 256
     """Images drawn from the bank for each batch, in addition to the other images of the batch; set 0 without a bank."""
 
@@ -107,6 +120,7 @@ class ViewTerm(Settings):
     weight: Weight = 100.0
     """The default is large because the loss is about 0.01."""
     temperature: Positive = 0.5
+    """Divides the similarities; the lower, the more the most similar images count."""
     keep: Fraction = 0.75
     """Share used of those rotated images that the teacher takes for another image; all others are used anyway."""
 
@@ -116,6 +130,7 @@ class ExitsTerm(Settings):
 
     kind: Literal["exits"]
     weight: Weight = 1.0
+    """Factor of the loss: a number, or a curve over the run."""
     at: Literal["stages"] | Annotated[tuple[str, ...], Listed] = "stages"
     """Modules of the student with an exit; stages: all stages but the last."""
     features: NonNegative = 0.0

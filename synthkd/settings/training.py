@@ -36,9 +36,11 @@ class OptimizerSettings(Settings):
     """An optimiser with its learning-rate curve, clipping and weight average."""
 
     kind: Literal["adamw", "adam", "sgd"] = "adamw"
+    """The update: AdamW, Adam, or SGD with Nesterov's momentum."""
     lr: Positive = 2e-3
     """Peak learning rate."""
     weight_decay: NonNegative = 0.0
+    """Rate at which weights decay, but not norms and biases."""
     momentum: BelowOne = 0.9
     """Momentum of sgd; first beta of adam and adamw."""
     schedule: Literal["constant", "cosine", "one_cycle"] = "cosine"
@@ -104,7 +106,9 @@ class TeachTraining(Settings):
     RETIRED: ClassVar = {"label_smoothing": 0.0}
 
     steps: Count = 2000
+    """Training steps."""
     batch_size: Batch = 128
+    """Images of a step."""
     optimizer: OptimizerSettings = OptimizerSettings(kind="adamw", lr=3e-3, weight_decay=0.05, schedule="one_cycle")
     augment: AugmentSettings = AugmentSettings()
     dp: DPSettings | None = None
@@ -116,7 +120,9 @@ class TrainedTeacher(Settings):
 
     kind: Literal["train"]
     data: DataSettings
+    """Labelled real images to train on."""
     model: ModelSettings
+    """The network, of the zoo or from elsewhere."""
     training: TeachTraining = TeachTraining()
 
 
@@ -141,10 +147,13 @@ class LabelsTeacher(Settings):
     batch_size: Batch = 64
     """Images of one call."""
     channels: Channels = 3
+    """Channels of its images: 1 is grey, 3 RGB."""
     size: Side | tuple[Side, Side]
     """Height and width of its images."""
     classes: Classes
+    """Number of classes."""
     class_names: Annotated[tuple[str, ...], PerClass] | None = None
+    """Names of the classes in the order of the labels, for report and student."""
 
     @model_validator(mode="after")
     def _asks_one(self) -> LabelsTeacher:

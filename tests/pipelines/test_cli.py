@@ -182,11 +182,40 @@ def test_config_show_prints_what_loads_equal(tmp_path, capsys):
     assert load_config(DistillConfig, tmp_path / "c.yaml", []) == expected
 
 
+@pytest.mark.parametrize(
+    ("job", "forms", "recipes"),
+    [("distill", "a YAML file, a run directory or the name of a recipe;", True), ("evaluate", "a YAML file;", False)],
+)
+def test_the_help_of_a_job_says_where_its_keys_are_and_what_a_configuration_is(job, forms, recipes, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([job, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"CONFIG is {forms}" in text
+    assert f"synthkd config schema {job}" in text
+    assert ("synthkd recipes" in text) == recipes
+
+
 def test_config_schema_describes_every_key(capsys):
     assert cli.main(["config", "schema", "distill"]) == 0
     schema = json.loads(capsys.readouterr().out)
     assert set(schema["properties"]) == set(DistillConfig.model_fields)
     assert schema["properties"]["checkpoint_every"]["description"] == "Steps between checkpoints."
+
+
+@pytest.mark.parametrize("job", cli.VERBS)
+def test_every_key_has_a_description_or_is_a_section_that_has_one(job):
+    schema = own(cli.VERBS[job].config).model_json_schema()
+    sections = {job: schema, **schema["$defs"]}
+    plain = [
+        f"{name}.{key}"
+        for name, section in sections.items()
+        for key, value in section.get("properties", {}).items()
+        if not {"description", "const", "$ref"} & value.keys()  # a const is the `kind` of its section
+    ]
+    assert plain == []
+    assert [
+        name for name, section in sections.items() if "properties" in section and "description" not in section
+    ] == []
 
 
 def test_recipes_are_listed_and_every_one_is_valid(capsys):
