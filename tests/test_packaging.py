@@ -64,6 +64,12 @@ def test_constraints_pin_every_requirement_within_its_range():
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
 
 
+def test_the_suite_installs_every_extra():
+    """Else the tests that need one are skipped everywhere."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert {text for extra in extras.values() for text in extra} == set(extras["test"])
+
+
 def test_the_wheel_has_the_tree_and_nothing_else(tmp_path):
     tree = tmp_path / "tree"
     tree.mkdir()

@@ -227,6 +227,11 @@ class CompressConfig(TrainingConfig):
                 f"{KIND}: {generator.kind} learns from real images, which no flow counts: take inversion or pixels, "
                 "which learn from the teacher alone"
             )
+        if flow not in NOISY_GENERATOR and self.synthetic != SyntheticSettings():
+            raise ValueError(
+                f"synthetic: flow {flow} has no differentially private generator: leave it out, or choose dp_generator "
+                "or dp_both"
+            )
         if flow == "dp_teacher" and not isinstance(generator, LEARNS_FROM_TEACHER):
             raise ValueError(
                 f"{KIND}: what {generator.kind} learned from is not accounted for in flow dp_teacher; take "

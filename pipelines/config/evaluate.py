@@ -148,8 +148,9 @@ class EvaluateConfig(JobConfig):
         if self.data is None:
             raise ValueError("data is missing: set data to the images that the model is measured on")
         fields = type(self).model_fields
-        of_images = ("generated", "real", "train", "holdout", "teacher", "features", "cas", "pairs")
-        for key in (*of_images, "save_features", "save_generated"):
+        sets, report = ("generated", "real", "train", "holdout"), ("show_real", "pairs")
+        scores = ("teacher", "features", "k", "subsets", "subset_size", "splits", "cas")
+        for key in (*sets, *scores, *report, "save_features", "save_generated"):
             if getattr(self, key) != fields[key].default:
                 raise ValueError(f"{key}: it is for scores of images, not for a network: leave it or model out")
         return self

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import TypeVar
+from weakref import WeakSet
 
 from synthkd.errors import CheckpointError, ConfigError
 from synthkd.pipelines.config import JobConfig
@@ -37,6 +38,18 @@ FREE_OF_DATA = {"cache", "workers"}
 """Keys of images that may differ likewise."""
 
 Config = TypeVar("Config", bound=JobConfig)
+
+_LOCKS: WeakSet[FileIO] = WeakSet()
+"""Lock files that this process holds."""
+
+
+def _leave_locks() -> None:
+    for file in _LOCKS:
+        file.close()
+
+
+# A lock ends when every process has closed its file: a worker would hold it until it notices that its run was killed.
+os.register_at_fork(after_in_child=_leave_locks)
 
 
 @contextmanager
@@ -91,7 +104,11 @@ def _choose(name: str, config: JobConfig) -> tuple[Path, FileIO]:
 
 
 def _lock(directory: Path) -> FileIO | None:
-    """The locked lock file of a directory, which is made if missing; None when another process holds the lock."""
+    """The locked lock file of a directory, which is made if missing; None when another process holds the lock.
+
+    Raises:
+        CheckpointError: the directory cannot be made, or its file system has no locks.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         # Neither truncated nor followed: it may be the lock of another process, or a link to a file elsewhere.
@@ -104,9 +121,14 @@ def _lock(directory: Path) -> FileIO | None:
         ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         file.close()
-        return None
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return None
+        raise CheckpointError(
+            f"{directory}: this file system has no locks ({error.strerror}); choose an out= on another"
+        ) from error
+    _LOCKS.add(file)
     return file
 
 
@@ -161,8 +183,20 @@ def saved_config(directory: Path, config: Config) -> Config | None:
 
 def _changed(saved: JobConfig, config: JobConfig) -> list[str]:
     """The keys that differ and must not."""
-    keys = [key.split(".") for key in differences(as_asked(saved, config), config)]
+
+    def same(one: object, other: object) -> bool:
+        return one == other or None is not _place(one, saved) == _place(other, config)
+
+    keys = [key.split(".") for key in differences(as_asked(saved, config), config, same)]
     return [".".join(key) for key in keys if key[0] not in FREE_TO_CHANGE and key[-1] not in FREE_OF_DATA]
+
+
+def _place(value: object, config: JobConfig) -> Path | None:
+    """Where a path lies below the folder that a run lies in, with which it may be moved; None of anything else."""
+    if config.out is None or not isinstance(value, str):
+        return None
+    folder = Path(config.out).parent
+    return Path(value).relative_to(folder) if Path(value).is_relative_to(folder) else None
 
 
 def _same(directory: Path, config: JobConfig) -> bool:

@@ -17,7 +17,7 @@ from synthkd.pipelines.config import TrainingConfig
 from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.directory import inside_a_run
 from synthkd.pipelines.run.disk import full_disk
-from synthkd.pipelines.run.result import Content, finished_result, read_result
+from synthkd.pipelines.run.result import RESTORE, Content, finished_result, has_budget, read_result
 from synthkd.pipelines.run.several import depends_on_processes, keep_processes, require_same_processes
 from synthkd.pipelines.run.shared_work import on_main, shared_directory
 from synthkd.reports.report import has_report, write_report
@@ -124,7 +124,8 @@ def open_job(name: str, config: TrainingConfig) -> Iterator[Job]:
         if config.track and finished is None:
             accelerator.init_trackers(config.name)
         monitor = Monitor(directory, accelerator)
-        store = CheckpointStore(directory / "checkpoints", config.keep_checkpoints)
+        remedy = RESTORE if has_budget(directory) else None
+        store = CheckpointStore(directory / "checkpoints", config.keep_checkpoints, remedy)
         try:
             job = Job(name, directory, config, accelerator, monitor, store, finished)
             if finished is not None:

@@ -116,7 +116,7 @@ def read_result(directory: Path, kind: type[Content]) -> Content | None:
             raise ValueError(f"it is the result of {content.job}")
         _verify(directory, content.files)
     except ValueError as error:
-        remedy = RESTORE if _has_budget(directory) else "delete it to finish the run again"
+        remedy = RESTORE if has_budget(directory) else "delete it to finish the run again"
         raise CheckpointError(f"{directory / RESULT} is damaged ({error}); {remedy}") from error
     return content
 
@@ -148,10 +148,10 @@ def _verify_file(directory: Path, path: Path, digest: str) -> None:
     state = "damaged or changed" if path.is_file() else "missing"
     again = f"copy it back, or delete {directory / RESULT} and run the same command to make it again"
     raise CheckpointError(
-        f"{path} is {state}, though {directory} is finished; {RESTORE if _has_budget(directory) else again}"
+        f"{path} is {state}, though {directory} is finished; {RESTORE if has_budget(directory) else again}"
     )
 
 
-def _has_budget(directory: Path) -> bool:
+def has_budget(directory: Path) -> bool:
     """Whether a run has charged queries of private images; without its result it would charge them once more."""
     return (directory / JOURNAL).exists()

@@ -174,9 +174,10 @@ class _Exam:
         )
         write_atomically(file, buffer.getvalue())
         shared = {"seed": self.config.seed, "device": self.config.device, "threads": self.config.threads}
-        source = {**RECIPE, **shared, "name": "cas", "data": {"kind": "npz", "path": str(file), "holdout": 0.0}}
+        data = {"kind": "npz", "path": str(file), "holdout": 0.0}
+        source = {**RECIPE, **shared, "name": "cas", "out": str(run), "data": data}
         try:
-            result = teach(load_config(TeachConfig, source, [f"out={run}"]))
+            result = teach(load_config(TeachConfig, source, []))
         finally:
             file.unlink()  # as large as the images, and can be made again from them
         assert isinstance(result, Result)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from synthkd.errors import ConfigError
 from synthkd.pipelines.config import DistillConfig
@@ -28,7 +29,7 @@ class DistilledSeeds(Result[SeedsResult]):
     """The outcome of a distillation with several seeds.
 
     Attributes:
-        runs: of each seed, in order.
+        runs: of each seed, in order; a seed whose folder was removed after the end has none.
     """
 
     runs: tuple[Result[DistillResult], ...]
@@ -67,7 +68,10 @@ def distill_seeds(config: DistillConfig, one: Callable[[DistillConfig], Result[D
         finished = read_result(directory, SeedsResult)
         runs, plan = list[Result[DistillResult]](), dict[str, object]()
         for seed in seeds(config):
-            runs.append(one(config.model_copy(update={**_alone(directory, seed), **plan})))
+            alone = _alone(directory, seed)
+            if finished is not None and not Path(alone["out"]).exists():
+                continue  # somebody removed it; the result of all stays
+            runs.append(one(config.model_copy(update={**alone, **plan})))
             plan = plan or _plan(config, runs[0].directory)
         already = finished is not None
         if finished is None:
@@ -87,7 +91,7 @@ def seeds(config: DistillConfig) -> range:
     return range(config.seed, config.seed + config.seeds)
 
 
-def _alone(directory: Path, seed: int) -> dict[str, object]:
+def _alone(directory: Path, seed: int) -> dict[str, Any]:
     return {"seeds": None, "seed": seed, "out": str(directory / f"seed-{seed}")}
 
 

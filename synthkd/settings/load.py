@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import json
+import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,9 +99,14 @@ def dump_config(config: Settings) -> str:
     return yaml_text.dump(plain(config))
 
 
-def differences(first: Settings, second: Settings) -> list[str]:
-    """Dotted keys in which two configurations differ; where the kinds of a section differ, that `kind` alone."""
-    return list(differing(plain(first), plain(second)))
+def differences(first: Settings, second: Settings, same: Callable[[object, object], bool] = operator.eq) -> list[str]:
+    """Dotted keys in which two configurations differ; where the kinds of a section differ, that `kind` alone.
+
+    Args:
+        first, second: the configurations.
+        same: tells whether two plain values are equal.
+    """
+    return list(differing(plain(first), plain(second), same=same))
 
 
 _FOREIGN_BYTES = re.compile("[\udc80-\udcff]")

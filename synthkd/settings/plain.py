@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -48,16 +49,24 @@ def plain(value: object, path: tuple[str, ...] = ()) -> Any:
     )
 
 
-def differing(first: object, second: object, path: str = "") -> Iterator[str]:
-    """Dotted paths at which plain data differs; of sections with different `kind` the path of that `kind` alone."""
+def differing(
+    first: object, second: object, path: str = "", same: Callable[[object, object], bool] = operator.eq
+) -> Iterator[str]:
+    """Dotted paths at which plain data differs; of sections with different `kind` the path of that `kind` alone.
+
+    Args:
+        first, second: plain data.
+        path: keys that lead to both.
+        same: tells whether two values, neither of them sections, are equal.
+    """
     if isinstance(first, dict) and isinstance(second, dict):
         kind_changed = first.get("kind") != second.get("kind")
         for key in ["kind"] if kind_changed else dict.fromkeys([*first, *second]):
-            yield from differing(first.get(key), second.get(key), f"{path}.{key}" if path else key)
+            yield from differing(first.get(key), second.get(key), f"{path}.{key}" if path else key, same)
     elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
         for index, (one, other) in enumerate(zip(first, second, strict=True)):
-            yield from differing(one, other, f"{path}.{index}")
-    elif first != second:
+            yield from differing(one, other, f"{path}.{index}", same)
+    elif not same(first, second):
         yield path
 
 

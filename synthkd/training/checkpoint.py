@@ -45,11 +45,13 @@ class CheckpointStore:
     Args:
         directory: of the checkpoints; the first save creates it.
         keep: number of checkpoints that stay. With two, a run can resume although the newest is damaged.
+        remedy: what to do if all are damaged; None: to train anew.
     """
 
-    def __init__(self, directory: Path, keep: int = 2) -> None:
+    def __init__(self, directory: Path, keep: int = 2, remedy: str | None = None) -> None:
         self.directory = directory
         self.keep = keep
+        self.remedy = remedy or f"delete {directory} to train this part anew"
         self._row_files: dict[str, list[str]] = {}  # place in the state -> row files of the last saved or read state
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
@@ -123,10 +125,7 @@ class CheckpointStore:
                 LOG.warning("%s: damaged: %s; going on from %s", self.directory, "; ".join(damaged), path.name)
             return checkpoint
         if damaged:
-            raise CheckpointError(
-                f"{self.directory}: no checkpoint verifies: {'; '.join(damaged)}; delete {self.directory} to train "
-                "this part anew"
-            )
+            raise CheckpointError(f"{self.directory}: no checkpoint verifies: {'; '.join(damaged)}; {self.remedy}")
         return None
 
     def _verified(self, path: Path) -> Checkpoint:

@@ -158,6 +158,19 @@ def test_a_run_that_is_cut_again_and_again_charges_each_step_that_it_took(
     assert sum(event.steps for event in claimed(out).events if isinstance(event, PoissonSteps)) == witness.batches + 1
 
 
+def test_damaged_checkpoints_are_to_be_restored_and_not_to_be_deleted(
+    images: Path, tmp_path: Path, witness: Witness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    witness.last = 4
+    assert teach(images, out) == INTERRUPTED
+    for state in (out / "checkpoints").glob("*/state.pt"):
+        state.write_bytes(b"")
+    capsys.readouterr()
+    code = teach(images, out)
+    refused(capsys, code, CheckpointError.exit_code, "no checkpoint verifies", "restore it from a copy", "twice")
+
+
 def flipped(text: bytes, place: int) -> bytes:
     """One digit or letter changed."""
     other = b"0" if text[place : place + 1] != b"0" else b"1"

@@ -151,6 +151,15 @@ def test_a_kill_loses_no_seed_that_is_finished(
         assert [name for name in names if (out / name).read_bytes() != (whole / name).read_bytes()] == []
 
 
+def test_a_seed_that_was_removed_after_the_end_is_not_run_again(teacher: Path, whole: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    shutil.rmtree(out / "seed-4")
+    result = run(teacher, out)
+    assert "nothing was run" in str(result)
+    assert [one.directory.name for one in result.runs] == ["seed-5"]
+    assert not (out / "seed-4").exists()
+
+
 def test_a_run_of_other_seeds_is_refused(teacher: Path, whole: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(whole, tmp_path / "run"))
     with pytest.raises(ConfigError, match="changed: seeds"):

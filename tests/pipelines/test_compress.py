@@ -313,6 +313,8 @@ def test_a_test_seed_is_stamped(tmp_path: Path) -> None:
             "teacher.kind to train",
         ),
         ({"flow": "dp_both", "generator": MERF}, "set teacher.training.dp"),
+        ({"synthetic": {"rounds": 3}}, "synthetic: flow plain has no differentially private generator: leave it out"),
+        ({"flow": "dp_teacher", "teacher": DP, "generator": PIXELS, "synthetic": FEW}, "synthetic: flow dp_teacher"),
         ({"teacher": None}, "a teacher is missing: set teacher, or finished"),
         ({"audit": {"canaries": 5}}, "expected a whole number >= 80"),
     ],

@@ -1,6 +1,9 @@
 """The run directory of a job: which one is chosen, what may be resumed in it, and what is never touched."""
 
+import errno
+import fcntl
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
@@ -152,6 +155,39 @@ def test_the_lock_is_held_while_the_job_is_open_and_freed_when_it_fails(tmp_path
     assert opened(config) == tmp_path / "run"
 
 
+def test_a_lock_is_not_held_by_a_forked_worker_that_outlives_the_run(tmp_path: Path) -> None:
+    config = config_for(tmp_path / "run")
+    fork = multiprocessing.get_context("fork")
+    started, ends = fork.Event(), fork.Event()
+
+    def work() -> None:
+        started.set()
+        ends.wait()
+
+    worker = fork.Process(target=work, daemon=True)
+    with open_job("teach", config):
+        worker.start()
+        started.wait()
+        with pytest.raises(CheckpointError, match="another process"):
+            opened(config)
+    assert opened(config) == tmp_path / "run"
+    assert worker.is_alive()
+    ends.set()
+    worker.join()
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    line = r"run: this file system has no locks \(No locks available\); choose an out= on another$"
+    with pytest.raises(CheckpointError, match=line):
+        opened(config_for(tmp_path / "run"))
+
+
 # --- what is resumed ------------------------------------------------------------------------------------------------
 
 CHANGES: dict[str, Callable[[Path], str]] = {
@@ -184,6 +220,19 @@ def test_a_free_key_may_change_when_a_run_is_resumed(tmp_path: Path, key: str) -
     (out / CONFIG).write_text(dump_config(changed))
     (out / METRICS).write_text('{"step": 1}\n')
     assert opened(config_for(out)).samefile(out)
+
+
+def test_a_run_is_gone_on_with_after_it_was_moved_with_what_lies_beside_it(tmp_path: Path) -> None:
+    def parts(folder: Path, teacher: str = "teach") -> DistillConfig:
+        changes = [f"out={folder / 'distill'}", f"teacher.model={folder / teacher}"]
+        return load_config(DistillConfig, DISTILL, changes)
+
+    (opened(parts(tmp_path / "flow"), "distill") / RESULT).write_text('{"job": "distill"}')
+    (tmp_path / "flow").rename(tmp_path / "moved")
+    with open_job("distill", parts(tmp_path / "moved")) as job:
+        assert job.finished is not None
+    with pytest.raises(ConfigError, match=r"changed: teacher\.model\. Choose another out="):
+        opened(parts(tmp_path / "moved", "another"), "distill")
 
 
 @pytest.mark.parametrize("trace", WORK)

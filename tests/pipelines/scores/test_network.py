@@ -195,6 +195,9 @@ def test_what_cannot_be_measured_is_refused_in_a_line(files: Path, tmp_path: Pat
     refuses(ConfigError, "data is missing", data=None)
     refuses(ConfigError, "model is missing", model=None)
     refuses(ConfigError, "real: it is for scores of images", real="x")
+    given = {"k": 3, "subsets": 5, "subset_size": 10, "splits": 2, "show_real": False}
+    for key, value in given.items():
+        refuses(ConfigError, f"{key}: it is for scores of images", **{key: value})
     refuses(ModelError, "If you trust it, say trust=true", model=str(files / "model.pt2"))
     refuses(DataError, "carry no labels, so they need a network to compare with", data=str(files / "plain.npz"))
     save(network(0, ImageSpec(1, 8, 8, 3)), tmp_path / "three", {})
