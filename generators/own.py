@@ -23,35 +23,35 @@ def checked(rounds: Callable[..., object], target: str, spec: ImageSpec) -> Call
 
     @functools.wraps(rounds)
     def one(*arguments: object, **options: object) -> Round:
-        found = rounds(*arguments, **options)
-        if not isinstance(found, Round):
+        answer = rounds(*arguments, **options)
+        if not isinstance(answer, Round):
             raise ConfigError(
-                f"the generator's target: round of {target} returned a {type(found).__name__}; return "
+                f"the generator's target: round of {target} returned a {type(answer).__name__}; return "
                 "synthkd.types.Round(images, labels, teacher_logits, terms)"
             )
-        if wrong := _wrong(found, spec):
+        if wrong := _wrong(answer, spec):
             raise ConfigError(f"the generator's target: round of {target} returned {wrong}")
-        return found
+        return answer
 
     return one
 
 
-def _wrong(found: Round, spec: ImageSpec) -> str:
+def _wrong(answer: Round, spec: ImageSpec) -> str:
     """What is wrong in a round and what should be there; empty if nothing is."""
-    count = len(found.images) if isinstance(found.images, Tensor) and found.images.dim() else 0
+    count = len(answer.images) if isinstance(answer.images, Tensor) and answer.images.dim() else 0
     expected = {
         "images": (torch.float32, (count, *spec.shape)),
         "labels": (torch.int64, (count,)),
         "teacher_logits": (torch.float32, (count, spec.classes)),
     }
     for name, (dtype, shape) in expected.items():
-        value = getattr(found, name)
+        value = getattr(answer, name)
         got = (value.dtype, tuple(value.shape)) if isinstance(value, Tensor) else None
         if count == 0 or got != (dtype, shape):
             what = type(value).__name__ if got is None else f"{got[0]} {list(got[1])}"
             return f"{name} {what}; return {dtype} {['N', *shape[1:]]}".replace("'", "").replace("torch.", "")
     for name, most in (("images", 1), ("labels", spec.classes - 1)):
-        low, high = (float(value) for value in getattr(found, name).aminmax())
+        low, high = (float(value) for value in getattr(answer, name).aminmax())
         if not 0 <= low <= high <= most:  # also not a number
             return f"{name} from {low:.4g} to {high:.4g}; they must be in 0 to {most}"
-    return "" if isinstance(found.terms, Mapping) else f"terms {found.terms!r}; return a dict of numbers"
+    return "" if isinstance(answer.terms, Mapping) else f"terms {answer.terms!r}; return a dict of numbers"
