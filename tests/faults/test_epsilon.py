@@ -76,8 +76,9 @@ def distilled(images: Path, generator: dict[str, Any] = PIXELS, **changes: Any) 
 
 
 def compressed(images: Path, generator: dict[str, Any] = PIXELS, **changes: Any) -> dict[str, Any]:
-    kept = {"flow": "dp_teacher", "synthetic": {"rounds": 2, "per_class": 8}, "export": {"formats": []}}
-    recipe = distilled(images, generator, **{**kept, **changes})
+    kept = {"flow": "dp_teacher", "export": {"formats": []}}
+    noisy = {"synthetic": {"rounds": 2, "per_class": 8}} if generator is MERF else {}
+    recipe = distilled(images, generator, **{**kept, **noisy, **changes})
     distillation = {key: recipe.pop(key) for key in ("transfer_set", "phases", "distill")}
     return {**recipe, "distillation": distillation}
 
