@@ -38,7 +38,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def planned(**recipe: Any) -> Plan:
-    plan = evaluate(load_config(EvaluateConfig, recipe | {"device": "cpu", "subsets": 5}, []), dry_run=True)
+    plan = evaluate(load_config(EvaluateConfig, recipe | {"device": "cpu"}, []), dry_run=True)
     assert isinstance(plan, Plan)
     return plan
 
@@ -46,7 +46,7 @@ def planned(**recipe: Any) -> Plan:
 def scores_of(files: Path, **changes: Any) -> Plan:
     judge = {"kind": "load", "model": str(files / "model")}
     recipe = {"generated": [str(files / "generated.npz")], "real": str(files / "real.npz"), "teacher": judge}
-    return planned(**(recipe | {"cache": None} | changes))
+    return planned(**(recipe | {"cache": None, "subsets": 5} | changes))
 
 
 def counts(plan: Plan) -> dict[str, int]:
